@@ -13,14 +13,17 @@ use api::{Api, Instance};
 use devices::PowerEvent;
 use vmm::ErrorChain;
 use vmm::boot;
-use vmm::control::{self, Control, FileRole, LoadSnapshotError, OpenFile, Service};
+use vmm::control::{
+    self, Control, FileRole, IdlePolicy, LoadSnapshotError, OpenFile, ScaleToZeroConfig, ScaleToZeroError,
+    Service,
+};
 use vmm::event_loop::{self, ExitReason};
 use vmm::memory::bus_error;
 use vmm::timeline::{Span, Timeline};
 use vmm::vcpu::StopReason;
 
-use crate::cli::args::SessionArgs;
 use crate::cli::args::firecracker::VERSION;
+use crate::cli::args::{SessionArgs, SuspendArgs};
 use crate::cli::hints::{self, OptionSet};
 use crate::filters::{self, FileRules};
 use crate::logging::{ProcessLog, print_message};
@@ -33,6 +36,8 @@ use crate::timings;
 const TRIPLE_FAULT: u8 = 120;
 /// Exit status after a failure of KVM, and after a truncation of a file that is mapped as guest memory.
 const FAULT: u8 = 121;
+/// Exit status after a suspend.
+const SUSPENDED: u8 = 123;
 
 /// Instruction pointer of an x86 processor after reset, Intel SDM volume 3, section 10.1.4.
 const RESET_IP: u64 = 0xfff0;
@@ -61,6 +66,9 @@ pub enum Error {
     /// The snapshot cannot be loaded.
     #[error(transparent)]
     Load(LoadSnapshotError),
+    /// The VM cannot be suspended as the options require.
+    #[error(transparent)]
+    Suspend(ScaleToZeroError),
     /// The snapshot cannot be loaded into a shell.
     #[error(transparent)]
     Shell(ShellError),
@@ -94,6 +102,7 @@ impl Error {
             Self::Image(error) => error,
             Self::Initrd(error) => error,
             Self::Start(error) => error,
+            Self::Suspend(error) => error,
             Self::Load(error) | Self::Shell(ShellError::Load(error)) => error,
             other => other,
         }
@@ -177,6 +186,7 @@ pub struct SessionSetup {
     timeline: Arc<Timeline>,
     timings: bool,
     trace: Option<Trace>,
+    suspend: SuspendArgs,
 }
 
 impl SessionSetup {
@@ -194,6 +204,7 @@ impl SessionSetup {
             has_clients: session.socket.is_some(),
             socket: session.socket.clone(),
             outputs: session.log.path.iter().chain(recorded).cloned().collect(),
+            suspends: session.suspend.directory.clone(),
             ..FileRules::default()
         };
         filters::set_up(&session.isolation, files).map_err(Error::Filters)?;
@@ -218,6 +229,7 @@ impl SessionSetup {
             timeline,
             timings: session.timings,
             trace,
+            suspend: session.suspend,
         })
     }
 
@@ -250,10 +262,11 @@ impl SessionSetup {
     pub fn wait(
         self,
         exec: Duration,
-        control: Control,
+        mut control: Control,
         owner: Option<BorrowedFd<'_>>,
         start: impl FnOnce(&mut Control) -> Result<(), StartError>,
     ) -> Result<ExitReason, Error> {
+        set_suspend(&mut control, self.suspend).map_err(Error::Suspend)?;
         let (end, unclaimed) = start_and_wait(control, self.api, owner, start)?;
         let spans = self.timeline.spans();
         if self.timings {
@@ -268,6 +281,27 @@ impl SessionSetup {
         }
         Ok(end)
     }
+}
+
+/// Applies the options of the suspend.
+fn set_suspend(control: &mut Control, args: SuspendArgs) -> Result<(), ScaleToZeroError> {
+    if args == SuspendArgs::default() {
+        return Ok(());
+    }
+    if let Some(directory) = &args.directory {
+        control.set_suspend_directory(directory)?;
+    }
+    let default = ScaleToZeroConfig::default();
+    control.set_scale_to_zero(ScaleToZeroConfig {
+        policy: match args.idle_after {
+            Some(_) => IdlePolicy::Idle,
+            None => IdlePolicy::Off,
+        },
+        cooldown: args.idle_after.unwrap_or(default.cooldown),
+        max_cpu_percent: args.max_cpu_percent.unwrap_or(default.max_cpu_percent),
+        is_stateful: !args.is_stateless,
+        files: None,
+    })
 }
 
 /// Opens the API with signals blocked: a signal must not end the process between the creation of the socket and its removal.
@@ -389,6 +423,7 @@ pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
             print_message("the VM ends: the client that has started it has ended");
             process::FAILURE
         }
+        ExitReason::Suspended => SUSPENDED,
         ExitReason::Failed => {
             print_message("cannot continue without a VM: the snapshot was not loaded");
             process::FAILURE

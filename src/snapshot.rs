@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use vmm::config::{BackendDescription, DeviceConfig};
 use vmm::control::{
     Contents, LoadSnapshotError, MergeError, STATE_VERSION, describe_snapshot, describe_working_set,
-    merge_snapshots, state_version,
+    merge_snapshots, resolve_generation, state_version,
 };
 use vmm::memory::Bytes;
 
@@ -166,7 +166,9 @@ fn working_set_info(path: &Path) -> Option<String> {
 /// [`Error::Read`] if `path` is none of them.
 pub fn info(path: &Path) -> Result<String, Error> {
     let state = if path.is_dir() {
-        path.join(STATE)
+        let resolved = resolve_generation(path);
+        let directory = resolved.map_err(|error| Error::Read(LoadSnapshotError::Generation(error)))?;
+        directory.join(STATE)
     } else {
         path.to_owned()
     };

@@ -11,7 +11,7 @@ use devices::virtio::net::{passt, stream, tap};
 use vmm::boot::segment::LayoutError;
 use vmm::boot::{cmdline, image, initrd};
 use vmm::config::{Conflict, DeviceKind};
-use vmm::control::{LoadSnapshotError, NameError, UnnamedDevice};
+use vmm::control::{GenerationError, LoadSnapshotError, NameError, ScaleToZeroError, UnnamedDevice};
 use vmm::machine::{self, state::StateError};
 use vmm::vcpu::VcpuError;
 use vmm::{config, control, kvm, memory};
@@ -41,8 +41,8 @@ pub fn describe(error: &(dyn Error + 'static), options: OptionSet) -> String {
         let _ = write!(text, "{error}");
         let cause = skip_transparent(error);
         let hint = match options {
-            OptionSet::Run => run_option(cause),
-            OptionSet::Restore => restore_option(cause),
+            OptionSet::Run => run_option(cause).or_else(|| suspend_option(cause)),
+            OptionSet::Restore => restore_option(cause).or_else(|| suspend_option(cause)),
             OptionSet::None => None,
         };
         if let Some(hint) = hint {
@@ -77,6 +77,8 @@ fn skip_transparent<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 's
             machine::Error::Parts(error) => error,
             _ => return error,
         }
+    } else if let Some(ScaleToZeroError::Directory(error)) = error.downcast_ref() {
+        error
     } else {
         return error;
     };
@@ -176,6 +178,14 @@ fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
         return None;
     };
     Some(option.to_owned())
+}
+
+/// Returns the option of the suspend that governs `error`.
+fn suspend_option(error: &(dyn Error + 'static)) -> Option<String> {
+    match error.downcast_ref()? {
+        GenerationError::Directory { .. } | GenerationError::InUse(_) => Some("--suspend-to DIR".to_owned()),
+        _ => None,
+    }
 }
 
 /// Returns the option of `mayfly restore` that names the host side of `device`.

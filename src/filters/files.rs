@@ -26,6 +26,8 @@ pub struct FileRules {
     pub socket: Option<PathBuf>,
     /// Files that the process writes under their names: log and metrics, which SIGHUP opens again, and a recorded working set.
     pub outputs: Vec<PathBuf>,
+    /// Directory of the generations of a VM that suspends.
+    pub suspends: Option<PathBuf>,
 }
 
 impl FileRules {
@@ -81,11 +83,17 @@ fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
         .socket
         .iter()
         .map(|path| (directory(path), AccessFs::RemoveFile.into()));
-    // The process itself, and properties of block devices.
-    let system = ["/proc/self", "/sys/dev/block", "/sys/devices"];
-    let system = system.iter().filter(|_| rules.has_clients);
-    let system = system.map(|path| (Path::new(path), read));
-    for (path, rights) in allowed.chain(outputs).chain(socket).chain(system) {
+    let suspends = rules.suspends.iter().map(|path| (path.as_path(), all & !never));
+    // The process itself, for its page tables, and properties of block devices.
+    let process = (rules.has_clients || rules.suspends.is_some()).then_some("/proc/self");
+    let devices = ["/sys/dev/block", "/sys/devices"]
+        .into_iter()
+        .filter(|_| rules.has_clients);
+    let system = process
+        .into_iter()
+        .chain(devices)
+        .map(|path| (Path::new(path), read));
+    for (path, rights) in allowed.chain(outputs).chain(socket).chain(suspends).chain(system) {
         ruleset = add(ruleset, path, rights)?;
     }
     Ok(ruleset)

@@ -149,7 +149,8 @@ pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
 fn shape(args: &ShellArgs) -> Result<VmConfig, Error> {
     let mut config = match &args.snapshot {
         Some(directory) => {
-            let described = control::describe_snapshot(&directory.join(STATE));
+            let resolved = control::resolve_generation(directory).map_err(LoadSnapshotError::Generation);
+            let described = resolved.and_then(|path| control::describe_snapshot(&path.join(STATE)));
             described.map_err(Error::Shape)?.1
         }
         None => VmConfig {

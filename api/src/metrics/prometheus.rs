@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Write as _};
 use std::time::Duration;
 
-use vmm::control::{DriveMetrics, InterfaceMetrics, StartPhase, VcpuMetrics, VmMetrics};
+use vmm::control::{DriveMetrics, InterfaceMetrics, ScaleToZeroMetrics, StartPhase, VcpuMetrics, VmMetrics};
 
 use super::counters::Counters;
 
@@ -86,6 +86,7 @@ pub fn prometheus(metrics: &VmMetrics, counters: &Counters) -> Option<String> {
     requests(&mut text, &metrics.drives());
     latencies(&mut text, &metrics.drives());
     memory(&mut text, metrics);
+    suspends(&mut text, &metrics.scale_to_zero);
     let mut family = text.family(
         "mayfly_api_requests_total",
         Kind::Counter,
@@ -273,6 +274,30 @@ fn memory(text: &mut Text, metrics: &VmMetrics) {
     );
     family.sample(&[("space", "port")], metrics.unclaimed_io);
     family.sample(&[("space", "memory")], metrics.unclaimed_memory);
+}
+
+fn suspends(text: &mut Text, metrics: &ScaleToZeroMetrics) {
+    let ScaleToZeroMetrics {
+        suspends,
+        cancels,
+        failures,
+        polling,
+        suspend_us: _,
+    } = metrics;
+    let mut family = text.family(
+        "mayfly_suspends_total",
+        Kind::Counter,
+        "Suspends by event: begun, cancelled by a frame or a request, or failed.",
+    );
+    family.sample(&[("event", "begun")], suspends);
+    family.sample(&[("event", "cancelled")], cancels);
+    family.sample(&[("event", "failed")], failures);
+    let mut family = text.family(
+        "mayfly_guest_polling_total",
+        Kind::Counter,
+        "Number of times that the guest was found to use a processor all the time without a transfer: it is never idle.",
+    );
+    family.sample(&[], polling);
 }
 
 /// Type of a metric family.

@@ -1,7 +1,9 @@
 //! Rejections of requests, with Firecracker's sentence where there is one.
 
 use vmm::config::DeviceKind;
-use vmm::control::{self, CreateSnapshotError, ErrorChain, LoadSnapshotError, NameError, OperationError};
+use vmm::control::{
+    self, CreateSnapshotError, ErrorChain, LoadSnapshotError, NameError, OperationError, ScaleToZeroError,
+};
 
 use crate::http::{Method, Response};
 use crate::schema;
@@ -23,6 +25,8 @@ const NOT_PAUSED: &str =
 pub(super) const CREATE: &str = "Create snapshot";
 /// Subject of the load of a snapshot.
 pub(super) const LOAD: &str = "Load snapshot";
+/// Subject of a suspend.
+pub(super) const SUSPEND: &str = "Suspend";
 
 /// Rejection of a request, with the status 400.
 #[derive(Debug, thiserror::Error)]
@@ -144,12 +148,25 @@ impl Error {
         }
     }
 
+    /// Converts a failure of a suspend, or of its settings.
+    pub(super) fn of_suspend(error: &ScaleToZeroError) -> Self {
+        match error {
+            ScaleToZeroError::BeforeStart => Self::Phase(BEFORE_START),
+            ScaleToZeroError::NoTarget => Self::rejected(
+                SUSPEND,
+                format!("{error} by snapshot_path and mem_file_path, or start mayfly with --suspend-to"),
+            ),
+            other => Self::failed(SUSPEND, other),
+        }
+    }
+
     /// Converts a failure of an operation on `part`.
     pub(super) fn of_operation(part: &'static str, error: OperationError) -> Self {
         match error {
             OperationError::Control(error) => Self::of(part)(error),
             OperationError::Create(error) => Self::of_create(&error),
             OperationError::Load(error) => Self::of_load(&error),
+            OperationError::Suspend(error) => Self::of_suspend(&error),
         }
     }
 

@@ -8,6 +8,7 @@ mod info;
 mod logging;
 mod machine;
 mod network;
+mod scale_to_zero;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -22,8 +23,8 @@ use crate::process::{PendingRequest, Process, RequestRecord, TimedOperation};
 use crate::request_log;
 use crate::schema::{
     Action, BootSource, Drive, DriveUpdate, Logger, MachineConfiguration, MachineConfigurationUpdate,
-    Metrics, NetworkInterface, NetworkInterfaceUpdate, Schema, Serial, SnapshotCreate, SnapshotLoad,
-    VmUpdate, Vsock,
+    Metrics, NetworkInterface, NetworkInterfaceUpdate, ScaleToZero, ScaleToZeroAction, Schema, Serial,
+    SnapshotCreate, SnapshotLoad, VmUpdate, Vsock,
 };
 
 pub use context::RequestContext;
@@ -161,7 +162,7 @@ impl Route {
 }
 
 /// All routes. Those in the configuration file are in the order in which its sections are applied.
-pub static ROUTES: [Route; 25] = [
+pub static ROUTES: [Route; 28] = [
     Route::get("/", info::instance),
     Route::get("/version", info::version),
     Route::get("/vm/config", info::configuration),
@@ -187,6 +188,9 @@ pub static ROUTES: [Route; 25] = [
     Route::delete("/network-interfaces/{iface_id}", network::delete_interface),
     Route::put::<Vsock>("/vsock", network::put_vsock).in_file(),
     Route::put::<Serial>("/serial", logging::put_serial).in_file(),
+    Route::get(scale_to_zero::PATH, scale_to_zero::get),
+    Route::put::<ScaleToZero>(scale_to_zero::PATH, scale_to_zero::put).in_file(),
+    Route::operation::<ScaleToZeroAction>(Method::Patch, scale_to_zero::PATH, scale_to_zero::patch),
     Route::put::<Action>("/actions", actions::put_action),
     Route::operation::<VmUpdate>(Method::Patch, "/vm", actions::patch_vm),
     Route::operation::<SnapshotCreate>(Method::Put, "/snapshot/create", snapshot::create),
@@ -202,11 +206,17 @@ pub fn sections() -> impl Iterator<Item = &'static Route> {
 const LOAD_FAILED: &str =
     "The snapshot was not loaded, and mayfly ends; start mayfly again, and correct the load first.";
 
-/// Executes `request`. While an operation runs, only requests that read are executed. After a failed load of a snapshot, no other
-/// is: the process ends.
+/// Sentence for a request after a suspend.
+const SUSPENDED: &str = "The VM is suspended, and mayfly ends; load its snapshot first.";
+
+/// Executes `request`. While an operation runs, only requests that read, or cancel a suspend, are executed. After a suspend or a failed
+/// load of a snapshot, no other is: the process ends.
 pub fn execute(request: &Request, control: &mut Control, process: &mut Process) -> Reply {
     if control.is_busy() && request.method != Method::Get {
-        return Reply::Busy;
+        let is_cancel = control.is_suspending() && scale_to_zero::is_cancel(request);
+        if !is_cancel {
+            return Reply::Busy;
+        }
     }
     request_log::log_request(request);
     let mut record = RequestRecord {
@@ -217,6 +227,8 @@ pub fn execute(request: &Request, control: &mut Control, process: &mut Process) 
     };
     let handled = if control.has_failed() && request.method != Method::Get {
         Err(Error::Phase(LOAD_FAILED))
+    } else if control.is_suspended() && request.method != Method::Get {
+        Err(Error::Phase(SUSPENDED))
     } else {
         dispatch(request, control, process, &mut record.operation)
     };

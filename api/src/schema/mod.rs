@@ -15,6 +15,7 @@ mod network;
 #[cfg(test)]
 mod openapi;
 mod output;
+mod scale_to_zero;
 mod snapshot;
 mod status;
 mod vsock;
@@ -31,6 +32,7 @@ pub use limiter::{RateLimiter, TokenBucket};
 pub use machine::{HugePages, MachineConfiguration, MachineConfigurationUpdate};
 pub use network::{NetworkInterface, NetworkInterfaceUpdate};
 pub use output::{Logger, Metrics, Serial};
+pub use scale_to_zero::{ScaleToZero, ScaleToZeroAction, ScaleToZeroActionType, ScaleToZeroInfo};
 pub use snapshot::{
     BackendType, DriveOverride, MemBackend, NetworkOverride, RecordWorkingSet, SnapshotCreate, SnapshotLoad,
     SnapshotType,

@@ -10,9 +10,9 @@ use super::field::{Off, Rule};
 use super::{
     Action, BootSource, DeviceStatus, Drive, DriveOverride, DriveUpdate, InstanceInfo, Logger,
     MachineConfiguration, MachineConfigurationUpdate, MemBackend, Metrics, NetworkInterface,
-    NetworkInterfaceUpdate, NetworkOverride, RateLimiter, RecordWorkingSet, Serial, SnapshotCreate,
-    SnapshotLoad, TokenBucket, UnclaimedAccess, VcpuRegisters, VcpuStatus, Version, VmConfiguration,
-    VmRegisters, VmStatus, VmUpdate, Vsock,
+    NetworkInterfaceUpdate, NetworkOverride, RateLimiter, RecordWorkingSet, ScaleToZero, ScaleToZeroAction,
+    ScaleToZeroInfo, Serial, SnapshotCreate, SnapshotLoad, TokenBucket, UnclaimedAccess, VcpuRegisters,
+    VcpuStatus, Version, VmConfiguration, VmRegisters, VmStatus, VmUpdate, Vsock,
 };
 
 /// Type of a value in the specification.
@@ -58,6 +58,7 @@ shapes! {
     String => Shape::String,
     &str => Shape::String,
     PathBuf => Shape::String,
+    &Path => Shape::String,
     BTreeMap<String, String> => Shape::Texts,
     () => Shape::Nothing,
     [(); 0] => Shape::EmptyList,
@@ -245,7 +246,7 @@ const OTHERS: &str = "    Id:
       enum: [null]
 ";
 
-fn all() -> [Description; 30] {
+fn all() -> [Description; 33] {
     [
         InstanceInfo::description(),
         Version::description(),
@@ -271,6 +272,9 @@ fn all() -> [Description; 30] {
         Serial::description(),
         Action::description(),
         VmUpdate::description(),
+        ScaleToZeroInfo::description(),
+        ScaleToZero::description(),
+        ScaleToZeroAction::description(),
         SnapshotCreate::description(),
         SnapshotLoad::description(),
         RecordWorkingSet::description(),

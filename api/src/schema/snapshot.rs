@@ -213,6 +213,7 @@ impl SnapshotLoad {
         Ok(LoadSnapshotParams {
             state: snapshot_path,
             memory: memory_source(mem_backend, mem_file_path)?,
+            generations: None,
             overrides: taps?.into_iter().chain(disks).collect(),
             track_dirty_pages: [track_dirty_pages, enable_diff_snapshots].contains(&Some(true)),
             resume: resume_vm.unwrap_or_default(),

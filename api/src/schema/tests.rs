@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use super::{
     Action, BootSource, DEFAULT_BOOT_ARGS, Drive, DriveUpdate, Error, Field, Logger, MachineConfiguration,
     MachineConfigurationUpdate, Metrics, NetworkInterface, NetworkInterfaceUpdate, RateLimiter,
-    RecordWorkingSet, Rule, Schema, Serial, SnapshotCreate, SnapshotLoad, TokenBucket, VmUpdate, Vsock,
-    field, read,
+    RecordWorkingSet, Rule, ScaleToZero, ScaleToZeroAction, Schema, Serial, SnapshotCreate, SnapshotLoad,
+    TokenBucket, VmUpdate, Vsock, field, read,
 };
 use crate::testing::{resolve, specification};
 
@@ -26,7 +26,7 @@ fn body_type<T: Schema>() -> Body {
     }
 }
 
-fn body_types() -> [Body; 15] {
+fn body_types() -> [Body; 17] {
     [
         body_type::<Action>(),
         body_type::<BootSource>(),
@@ -38,6 +38,8 @@ fn body_types() -> [Body; 15] {
         body_type::<Metrics>(),
         body_type::<NetworkInterface>(),
         body_type::<NetworkInterfaceUpdate>(),
+        body_type::<ScaleToZero>(),
+        body_type::<ScaleToZeroAction>(),
         body_type::<Serial>(),
         body_type::<SnapshotCreate>(),
         body_type::<SnapshotLoad>(),

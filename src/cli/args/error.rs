@@ -66,6 +66,11 @@ pub enum Error {
     /// Two options exclude each other.
     #[error("{0} and {1} exclude each other: prefetched pages would be recorded as touched; remove one")]
     Exclusive(&'static str, &'static str),
+    /// A suspend has a place for its snapshot, and creates none.
+    #[error(
+        "--suspend-to and --stateless exclude each other: a stateless suspend creates no snapshot; remove one"
+    )]
+    Stateless,
     /// A guest argument is not UTF-8.
     #[error("guest argument {0:?} is not UTF-8; use printable ASCII")]
     GuestArgument(OsString),

@@ -27,7 +27,7 @@ use crate::cli::help::Topic;
 
 pub use error::Error;
 pub use run::RunArgs;
-pub use session::SessionArgs;
+pub use session::{SessionArgs, SuspendArgs};
 pub use shell::{ShellArgs, ShellSocket};
 pub use snapshot::{MEMORY, RestoreArgs, STATE, SnapshotArgs};
 

@@ -1,14 +1,30 @@
 //! The options of `mayfly run` and `mayfly restore` alike.
 
 use std::ffi::OsStr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use api::process::LoggerSettings;
+use vmm::control::MAX_COOLDOWN_MS;
 
 use super::error::{Error, lossy, syntax};
 use super::firecracker;
 use crate::filters::{Filters, Isolation};
+
+/// Options of the suspend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SuspendArgs {
+    /// Directory of the generations.
+    pub directory: Option<PathBuf>,
+    /// Time for which an idle guest runs.
+    pub idle_after: Option<Duration>,
+    /// Processor time that an idle guest may use, in percent.
+    pub max_cpu_percent: Option<u32>,
+    /// A suspend ends the process without a snapshot.
+    pub is_stateless: bool,
+}
 
 /// Options for measurements, the API socket and the log.
 #[derive(Debug)]
@@ -25,6 +41,8 @@ pub struct SessionArgs {
     pub log: LoggerSettings,
     /// Isolation of the process.
     pub isolation: Isolation,
+    /// Options of the suspend.
+    pub suspend: SuspendArgs,
 }
 
 impl Default for SessionArgs {
@@ -36,23 +54,33 @@ impl Default for SessionArgs {
             id: "anonymous-instance".into(),
             log: LoggerSettings::default(),
             isolation: Isolation::default(),
+            suspend: SuspendArgs::default(),
         }
     }
 }
 
 /// Names of the options.
-pub const OPTIONS: [&str; 10] = [
+pub const OPTIONS: [&str; 14] = [
     "--timings",
     "--trace",
     "--api-sock",
     "--id",
     "--log-level",
     "--log-file",
+    SUSPEND_TO,
+    IDLE_AFTER,
+    IDLE_CPU,
+    STATELESS,
     "--no-seccomp",
     "--seccomp-filter",
     "--keep-capabilities",
     ALLOW,
 ];
+
+const SUSPEND_TO: &str = "--suspend-to";
+const IDLE_AFTER: &str = "--idle-after";
+const IDLE_CPU: &str = "--idle-cpu";
+const STATELESS: &str = "--stateless";
 
 /// Option that may be given several times.
 const ALLOW: &str = "--allow";
@@ -74,9 +102,58 @@ impl SessionArgs {
             "--trace" => self.trace = Some(path(parser, command)?),
             "--api-sock" => self.socket = Some(path(parser, command)?),
             "--log-file" => self.log.path = Some(path(parser, command)?),
+            SUSPEND_TO => self.suspend.directory = Some(path(parser, command)?),
+            IDLE_AFTER => {
+                let milliseconds = number(parser, command, name, 1..=MAX_COOLDOWN_MS, "milliseconds")?;
+                self.suspend.idle_after = Some(Duration::from_millis(milliseconds));
+            }
+            IDLE_CPU => {
+                let percent = number(parser, command, name, 1..=100, "percent")?;
+                self.suspend.max_cpu_percent = u32::try_from(percent).ok();
+            }
+            STATELESS => self.suspend.is_stateless = true,
             name => parse_isolation(&mut self.isolation, parser, command, name)?,
         }
         Ok(())
+    }
+}
+
+impl SuspendArgs {
+    /// Checks the options against each other.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.directory.is_some() && self.is_stateless {
+            return Err(Error::Stateless);
+        }
+        if self.idle_after.is_some() && self.directory.is_none() && !self.is_stateless {
+            return Err(Error::Requires(IDLE_AFTER, SUSPEND_TO));
+        }
+        if self.max_cpu_percent.is_some() && self.idle_after.is_none() {
+            return Err(Error::Requires(IDLE_CPU, IDLE_AFTER));
+        }
+        Ok(())
+    }
+}
+
+/// Parses the value of `option` of `command`, a number of `unit` in `range`.
+fn number(
+    parser: &mut lexopt::Parser,
+    command: &'static str,
+    option: &'static str,
+    range: RangeInclusive<u64>,
+    unit: &'static str,
+) -> Result<u64, Error> {
+    let text: String = value(parser, command, option)?;
+    match text.parse() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(Error::Value {
+            option,
+            value: text,
+            reason: format!(
+                "expected a number of {unit} from {} to {}",
+                range.start(),
+                range.end()
+            ),
+        }),
     }
 }
 

@@ -87,7 +87,9 @@ pub(super) fn parse_restore(parser: &mut lexopt::Parser) -> Result<Option<Box<Re
     let directory = directory.ok_or(Error::NoDirectory("restore"))?;
     restore.params.state = directory.join(STATE);
     restore.params.memory = MemorySource::File(directory.join(MEMORY));
+    restore.params.generations = Some(directory);
     set_length(&mut restore.params, length)?;
+    restore.session.suspend.check()?;
     Ok(Some(Box::new(restore)))
 }
 

@@ -49,6 +49,12 @@ pub enum CtlCommand {
     Stop,
     /// Write a line to the metrics file.
     FlushMetrics,
+    /// Suspend the VM.
+    Suspend,
+    /// Cancel a suspend.
+    CancelSuspend,
+    /// Announce that the guest is ready.
+    Ready,
     /// Change a drive or an interface.
     Change {
         /// `drives` or `network-interfaces`.
@@ -223,6 +229,9 @@ fn command(
         "resume" => CtlCommand::Resume,
         "stop" => CtlCommand::Stop,
         "flush-metrics" => CtlCommand::FlushMetrics,
+        "suspend" => CtlCommand::Suspend,
+        "cancel-suspend" => CtlCommand::CancelSuspend,
+        "ready" => CtlCommand::Ready,
         "drive" => drive(next("the name of a drive")?, options)?,
         "net" => net(next("the name of a network interface")?, options)?,
         "request" => CtlCommand::Request {

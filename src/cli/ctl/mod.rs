@@ -33,6 +33,7 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
         json: ctl.json,
     };
     let act = |kind: &str| Request::put("/actions", &json!({ "action_type": kind }));
+    let suspend = |action: &str| Request::patch("/scale-to-zero", &json!({ "action": action }));
     let state = |state: &str| Request::patch("/vm", &json!({ "state": state }));
     match &ctl.command {
         CtlCommand::Status { registers } => server.status(*registers),
@@ -49,6 +50,11 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
             &act("FlushMetrics"),
             "metrics written to the metrics file, if one is configured",
         ),
+        CtlCommand::Suspend => server.execute(&suspend("Suspend"), "suspended"),
+        CtlCommand::CancelSuspend => {
+            server.execute(&suspend("Cancel"), "suspend cancelled; the guest goes on")
+        }
+        CtlCommand::Ready => server.execute(&suspend("Ready"), "ready; the cool-down begins"),
         CtlCommand::Change { kind, id, body } => {
             let path = format!("/{kind}/{}", request::encode_segment(id));
             server.execute(&Request::patch(&path, body), "changed")

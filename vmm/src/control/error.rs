@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::ScaleToZeroError;
 use crate::cancellation::BeginError;
 use crate::config::DeviceKind;
 use crate::machine::UpdateError;
@@ -93,4 +94,7 @@ pub enum OperationError {
     /// The snapshot cannot be loaded.
     #[error(transparent)]
     Load(LoadSnapshotError),
+    /// The VM cannot be suspended, or continues.
+    #[error(transparent)]
+    Suspend(ScaleToZeroError),
 }

@@ -10,6 +10,7 @@ use devices::virtio::block::BlockMetrics;
 use devices::virtio::net::NetMetrics;
 use serde::Serialize;
 
+use super::ScaleToZeroMetrics;
 use crate::arch::InputMetrics;
 use crate::machine::DeviceCounters;
 use crate::memory::{self, ResidencyCounter};
@@ -121,6 +122,8 @@ pub struct VmMetrics {
     pub input: InputMetrics,
     /// Durations of the last operations.
     pub operations: OperationTimes,
+    /// Suspends.
+    pub scale_to_zero: ScaleToZeroMetrics,
     /// Accesses to the I/O space that no device claimed.
     pub unclaimed_io: u64,
     /// Accesses to memory that no device claimed.

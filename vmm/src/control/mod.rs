@@ -11,9 +11,11 @@
 
 mod builder;
 mod error;
+mod idle;
 mod metrics;
 mod operation;
 mod preparation;
+mod scale_to_zero;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -28,6 +30,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use builder::VmBuilder;
 use operation::Operation;
 use preparation::Preparation;
+use scale_to_zero::ScaleToZero;
 use status::StatusHistory;
 
 use crate::arch::{Native, Platform};
@@ -43,10 +46,11 @@ pub use crate::arch::{AddressSpace, InputMetrics};
 pub use crate::machine::{DeviceCounters, DeviceError, PassedFiles, UpdateError};
 pub use crate::memory::dump::DumpStats;
 pub use crate::persistence::{
-    Contents, CreateSnapshotError, CreateSnapshotParams, DEFAULT_RECORD_LENGTH, FileRole, LoadSnapshotError,
-    LoadSnapshotParams, MAX_RECORD_MS, MemorySource, MergeError, NameError, OpenFile, OpenSnapshot,
-    RecordOptions, STATE_VERSION, SnapshotKind, UnnamedDevice, WorkingSetError, WorkingSetOptions,
-    describe_snapshot, describe_working_set, merge_snapshots, state_version,
+    Contents, CreateSnapshotError, CreateSnapshotParams, DEFAULT_RECORD_LENGTH, FileRole, GenerationError,
+    LoadSnapshotError, LoadSnapshotParams, MAX_RECORD_MS, MemorySource, MergeError, NameError, OpenFile,
+    OpenSnapshot, RecordOptions, STATE_VERSION, SnapshotKind, UnnamedDevice, WorkingSetError,
+    WorkingSetOptions, describe_snapshot, describe_working_set, merge_snapshots, resolve_generation,
+    state_version,
 };
 pub use crate::timeline::Timeline;
 pub use crate::vcpu::{Access, UnclaimedAccess, VcpuActivity};
@@ -58,8 +62,13 @@ pub use devices::virtio::block::BlockMetrics;
 pub use devices::virtio::net::NetMetrics;
 pub use devices::virtio::{DriverState, StatusBit};
 pub use error::{Error, OperationError};
+pub use idle::BusyReason;
 pub use metrics::{
     DeviceMetrics, DriveMetrics, InterfaceMetrics, OperationTimes, StartPhase, VcpuMetrics, VmMetrics,
+};
+pub use scale_to_zero::{
+    CancelReason, DEFAULT_COOLDOWN, DEFAULT_MAX_CPU_PERCENT, IdlePolicy, IdleState, MAX_COOLDOWN_MS,
+    ScaleToZeroConfig, ScaleToZeroError, ScaleToZeroMetrics, ScaleToZeroStatus, SnapshotFiles,
 };
 pub use status::{CpuStatus, DeviceStatus, VcpuInspection, VcpuStatus, VmStatus};
 
@@ -134,6 +143,7 @@ pub struct Control {
     residency: ResidencyCounter,
     status_history: StatusHistory,
     times: OperationTimes,
+    scale_to_zero: Box<ScaleToZero>,
     operation: Option<Operation<Completion>>,
     /// Signalled at the end of each operation. `None` before the first one.
     operation_ended: Option<Arc<EventFd>>,
@@ -157,6 +167,7 @@ impl Control {
             residency: ResidencyCounter::default(),
             status_history: StatusHistory::default(),
             times: OperationTimes::default(),
+            scale_to_zero: Box::default(),
             operation: None,
             operation_ended: None,
         }
@@ -562,7 +573,12 @@ impl Control {
     }
 
     /// Requests the end of an operation that creates a snapshot; others end by themselves. Its result follows as usual.
-    pub fn cancel_operation(&self) {
+    pub fn cancel_operation(&mut self) {
+        if self.is_suspending() {
+            // Too late: the process ends.
+            let _ = self.cancel_suspend(CancelReason::Client);
+            return;
+        }
         if let Some(operation) = &self.operation {
             operation.cancel();
         }
@@ -573,11 +589,13 @@ impl Control {
         self.operation_ended.as_deref()
     }
 
-    /// Completes the operation if it has ended, and returns its result.
+    /// Completes the operation if it has ended, and returns its result. `None` also if its completion has begun a further operation, whose
+    /// result follows.
     pub(crate) fn finish_operation(&mut self) -> Option<OperationResult> {
         let completion = self.operation.as_ref()?.take_result()?;
         self.operation = None;
-        Some(completion(self))
+        let result = completion(self);
+        (self.operation.is_none() || result.is_err()).then_some(result)
     }
 
     /// Cancels an operation at the end of the process, and waits for it: for its end if it commits its result or has files to remove,
@@ -605,6 +623,7 @@ impl Control {
         let metrics = VmMetrics::collect(self.vm(), &self.timeline, &self.residency);
         VmMetrics {
             operations: self.times,
+            scale_to_zero: self.scale_to_zero.metrics(),
             ..metrics
         }
     }

@@ -23,9 +23,10 @@ use devices::lock;
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::arch::SharedSource;
-use crate::control::{Control, Service};
+use crate::control::{CancelReason, Control, Service};
 use crate::machine::Machine;
 use crate::vcpu::StopReason;
 use crate::vm::{Recording, Vm};
@@ -49,6 +50,8 @@ pub enum ExitReason {
     User,
     /// A signal ended the VM.
     Signal(libc::c_int),
+    /// The VM is suspended.
+    Suspended,
     /// A snapshot could not be loaded.
     Failed,
     /// The client that owns the VM has closed its connection.
@@ -62,6 +65,9 @@ const SERVICE: u32 = 2;
 const RECORDING: u32 = 7;
 const OPERATION: u32 = 8;
 const OWNER: u32 = 9;
+const IDLE: u32 = 10;
+/// Backends of interfaces while the VM suspends.
+const WAKE: u32 = 11;
 /// Token of the first event source of the machine; the others follow in order.
 const FIRST_SOURCE: u32 = 16;
 
@@ -88,6 +94,8 @@ pub fn run<'a>(
         console: None,
         watching: false,
         watches_operations: false,
+        idle_timer: None,
+        wake_descriptors: Vec::new(),
         exit: None,
     };
     let mut events = EventManager::new().map_err(Error::Events)?;
@@ -99,13 +107,17 @@ pub fn run<'a>(
     event_loop.end_recording();
     let reason = ended?;
     // Otherwise the last output of the guest, such as a panic message, would be lost. A signal or the user ends the wait.
-    if matches!(reason, ExitReason::Guest(_)) {
+    if matches!(reason, ExitReason::Guest(_) | ExitReason::Suspended) {
         event_loop.machine().map(Machine::stop);
         let drained = drain_output(&mut events, id);
         // A request may have begun an operation meanwhile.
         let event_loop = events.subscriber_mut(id).map_err(Error::Events)?;
         event_loop.control.end_operation();
-        return Ok(drained?.unwrap_or(reason));
+        return match reason {
+            // The snapshot is complete, whatever ends the wait.
+            ExitReason::Suspended => drained.map(|_| reason),
+            _ => Ok(drained?.unwrap_or(reason)),
+        };
     }
     Ok(reason)
 }
@@ -227,6 +239,10 @@ struct EventLoop<'a> {
     watching: bool,
     /// The ends of operations are watched.
     watches_operations: bool,
+    /// Timer of the search for an idle guest. `None` before the first one.
+    idle_timer: Option<TimerFd>,
+    /// Watched backends while the VM suspends.
+    wake_descriptors: Vec<RawFd>,
     exit: Option<Result<ExitReason, Error>>,
 }
 
@@ -240,6 +256,7 @@ impl MutEventSubscriber for EventLoop<'_> {
             self.watch(ops, owner.as_raw_fd(), OWNER, EventSet::IN);
         }
         self.update_watches(ops);
+        self.check_idle(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
@@ -269,6 +286,13 @@ impl MutEventSubscriber for EventLoop<'_> {
                     service.finish_operation(self.control, result);
                 }
                 self.handle_changes(ops);
+            }
+            // Sets the timer again, which takes back its event.
+            IDLE => self.handle_changes(ops),
+            WAKE => {
+                // After the commit the frame stays in the backend.
+                let _ = self.control.cancel_suspend(CancelReason::Frame);
+                self.watch_frames(ops, Vec::new());
             }
             RECORDING => {
                 let vm = self.control.vm_mut();
@@ -304,12 +328,53 @@ impl EventLoop<'_> {
         if self.control.has_failed() {
             return self.set_exit(Some(Ok(ExitReason::Failed)));
         }
+        self.check_idle(ops);
+        if self.control.is_suspended() {
+            return self.set_exit(Some(Ok(ExitReason::Suspended)));
+        }
         if let Some(ended) = self.control.operation_ended().map(AsRawFd::as_raw_fd)
             && !std::mem::replace(&mut self.watches_operations, true)
         {
             self.watch(ops, ended, OPERATION, EventSet::IN);
         }
+        let is_suspending = self.control.is_suspending();
+        if !is_suspending {
+            // Before the devices watch them again.
+            self.watch_frames(ops, Vec::new());
+        }
         self.update_watches(ops);
+        if is_suspending && self.wake_descriptors.is_empty() {
+            let descriptors = self.control.suspend_wake_descriptors();
+            self.watch_frames(ops, descriptors);
+        }
+    }
+
+    /// Searches for an idle guest, and sets the timer of the next search.
+    fn check_idle(&mut self, ops: &mut EventOps<'_>) {
+        let next = self.control.check_idle();
+        if next.is_some() && self.idle_timer.is_none() {
+            match TimerFd::new() {
+                Ok(timer) => {
+                    self.watch(ops, timer.as_raw_fd(), IDLE, EventSet::IN);
+                    self.idle_timer = Some(timer);
+                }
+                Err(error) => log::warn!("cannot find out if the guest is idle: {error}; raise ulimit -n"),
+            }
+        }
+        if let Some(timer) = &mut self.idle_timer {
+            // Fails only for an invalid time. Zero disarms it.
+            let _ = timer.reset(next.unwrap_or_default(), None);
+        }
+    }
+
+    /// Watches `descriptors` in place of those before, without an event for a descriptor that cannot be watched.
+    fn watch_frames(&mut self, ops: &mut EventOps<'_>, descriptors: Vec<RawFd>) {
+        for descriptor in std::mem::replace(&mut self.wake_descriptors, descriptors) {
+            let _ = ops.remove(Events::with_data_raw(descriptor, WAKE, EventSet::IN));
+        }
+        for descriptor in &self.wake_descriptors {
+            let _ = ops.add(Events::with_data_raw(*descriptor, WAKE, EventSet::IN));
+        }
     }
 
     /// Watches the descriptors that the state of the VM requires, after a possible change.

@@ -16,7 +16,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use devices::limiter::Limiter;
 use devices::virtio::block::{self, Block, BlockMetrics, BlockRecorder, DiskHandle, DiskUpdate, disk};
@@ -91,20 +91,56 @@ pub enum DeviceCounters {
     Interface(Box<NetMetrics>),
 }
 
+/// Transfers of a device that keep the VM awake.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Transfers {
+    /// Counted frames in both directions.
+    pub frames: u64,
+    /// Ended drive requests.
+    pub requests: u64,
+    /// The guest has sent a frame.
+    pub has_sent: bool,
+}
+
 /// Recorder of the counters of a device, read without the lock of the device.
 trait Recorder: Send + Sync {
     fn counters(&self) -> DeviceCounters;
+
+    /// Returns the transfers that keep the VM awake.
+    fn transfers(&self) -> Transfers;
+
+    /// Starts or ends the count of frames.
+    fn count_frames(&self, _enabled: bool) {}
 }
 
 impl Recorder for BlockRecorder {
     fn counters(&self) -> DeviceCounters {
         DeviceCounters::Drive(Box::new(self.metrics()))
     }
+
+    fn transfers(&self) -> Transfers {
+        Transfers {
+            requests: self.requests(),
+            ..Transfers::default()
+        }
+    }
 }
 
 impl Recorder for NetRecorder {
     fn counters(&self) -> DeviceCounters {
         DeviceCounters::Interface(Box::new(self.metrics()))
+    }
+
+    fn transfers(&self) -> Transfers {
+        Transfers {
+            frames: self.active_frames(),
+            requests: 0,
+            has_sent: self.has_sent(),
+        }
+    }
+
+    fn count_frames(&self, enabled: bool) {
+        self.count_activity(enabled);
     }
 }
 
@@ -122,6 +158,21 @@ trait Attachable: VirtioDevice {
     /// Returns the regular file that the device has open.
     fn file(&self) -> Option<FileIdentity> {
         None
+    }
+
+    /// Returns the open disk of a drive.
+    fn disk(&self) -> Option<DiskHandle> {
+        None
+    }
+
+    /// Returns the descriptor that becomes readable with the next frame to the guest.
+    fn wake_descriptor(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// Returns true while a received frame waits in the device.
+    fn has_waiting_frame(&self) -> bool {
+        false
     }
 
     /// Completes the requests in flight for which `update` would wait. Cancels none.
@@ -161,7 +212,11 @@ impl Attachable for Block {
     }
 
     fn file(&self) -> Option<FileIdentity> {
-        self.disk().identity()
+        Block::disk(self).identity()
+    }
+
+    fn disk(&self) -> Option<DiskHandle> {
+        Some(Block::disk(self).handle())
     }
 
     fn lock_backend(&mut self) -> Result<(), Error> {
@@ -204,6 +259,14 @@ impl Attachable for Block {
 }
 
 impl Attachable for Net {
+    fn wake_descriptor(&self) -> Option<RawFd> {
+        Net::wake_descriptor(self)
+    }
+
+    fn has_waiting_frame(&self) -> bool {
+        Net::has_waiting_frame(self)
+    }
+
     fn update(&mut self, update: &DeviceUpdate, _disk: &mut Option<DiskUpdate>) -> Result<(), UpdateError> {
         let DeviceUpdate::Interface(update) = update else {
             return Ok(());
@@ -334,6 +397,9 @@ pub(super) trait AttachedTransport: Component + Send {
     fn drain(&mut self);
     fn has_requests_in_flight(&mut self) -> bool;
     fn file(&mut self) -> Option<FileIdentity>;
+    fn disk(&mut self) -> Option<DiskHandle>;
+    fn wake_descriptor(&mut self) -> Option<RawFd>;
+    fn has_waiting_frame(&mut self) -> bool;
     fn notify_restored(&mut self);
     fn lock_backend(&mut self) -> Result<(), Error>;
     fn unlock_backend(&mut self);
@@ -358,6 +424,18 @@ impl<D: Attachable> AttachedTransport for Transport<D> {
 
     fn file(&mut self) -> Option<FileIdentity> {
         self.device_mut().file()
+    }
+
+    fn disk(&mut self) -> Option<DiskHandle> {
+        self.device_mut().disk()
+    }
+
+    fn wake_descriptor(&mut self) -> Option<RawFd> {
+        self.device_mut().wake_descriptor()
+    }
+
+    fn has_waiting_frame(&mut self) -> bool {
+        self.device_mut().has_waiting_frame()
     }
 
     fn notify_restored(&mut self) {
@@ -452,6 +530,36 @@ impl AttachedDevice {
     /// Returns the regular file that the device has open.
     pub fn file(&self) -> Option<FileIdentity> {
         lock(&self.transport).file()
+    }
+
+    /// Returns the open disk of a drive.
+    pub fn disk(&self) -> Option<DiskHandle> {
+        lock(&self.transport).disk()
+    }
+
+    /// Returns the descriptor that becomes readable with the next frame to the guest. `None` for a drive, while the network is not
+    /// reachable, and while another thread holds the lock of the device.
+    pub fn wake_descriptor(&self) -> Option<RawFd> {
+        self.transport.try_lock().ok()?.wake_descriptor()
+    }
+
+    /// Returns true while work waits in the device: a drive request in flight, or a received frame. Does not wait for the lock of the
+    /// device: a holder works too.
+    pub fn has_work(&self) -> bool {
+        match self.transport.try_lock() {
+            Ok(mut transport) => transport.has_requests_in_flight() || transport.has_waiting_frame(),
+            Err(TryLockError::Poisoned(_) | TryLockError::WouldBlock) => true,
+        }
+    }
+
+    /// Returns the transfers that keep the VM awake, without the lock of the device.
+    pub fn transfers(&self) -> Transfers {
+        self.recorder.transfers()
+    }
+
+    /// Starts or ends the count of frames that keep the VM awake.
+    pub fn count_frames(&self, enabled: bool) {
+        self.recorder.count_frames(enabled);
     }
 
     /// Saves transport and device as section `key` and sections below it.

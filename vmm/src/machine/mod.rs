@@ -5,6 +5,7 @@
 //! waits several milliseconds for an SRCU grace period. Meanwhile the thread of the first vCPU queries the supported features. A process
 //! that waits for its configuration makes a part of this in advance, see [`PreparedVm`].
 
+mod activity;
 mod attachments;
 mod bounded;
 mod claim;

@@ -23,6 +23,16 @@ impl PassedFiles {
         }
     }
 
+    /// Adds `file`, which this process has opened in place of that at `path`.
+    pub(crate) fn add(&mut self, path: PathBuf, file: File) {
+        self.files.push((path, file));
+    }
+
+    /// Returns true if there is a file at `path`.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.files.iter().any(|(name, _)| name == path)
+    }
+
     /// Takes the file at `path`. A path can have several files: one for each device.
     pub fn take(&mut self, path: &Path) -> Option<File> {
         let index = self.files.iter().position(|(name, _)| name == path)?;

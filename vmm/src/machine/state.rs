@@ -234,8 +234,11 @@ impl Machine {
         state.map_err(|source| Error::Vcpu { id, source })
     }
 
-    /// Waits until no request is in flight.
-    fn drain_devices(&self) -> Result<(), Error> {
+    /// Waits until no request of the paused machine is in flight.
+    ///
+    /// # Errors
+    /// [`Error::Thread`]
+    pub(crate) fn drain_devices(&self) -> Result<(), Error> {
         let Some(io_thread) = &self.io_thread else {
             self.devices.iter().for_each(AttachedDevice::drain);
             return Ok(());

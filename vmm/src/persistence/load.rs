@@ -9,6 +9,7 @@ use devices::virtio::block::{self, disk};
 use snapshot::file::{self, Contents, Links, StateFile};
 use snapshot::{ArchiveReader, section};
 
+use super::generations::{self, GenerationFiles, open_current};
 use super::names;
 use super::source::{self, MACHINE, MapTarget, MemorySource, host_identity};
 use super::working_set::{self, WorkingSetOptions};
@@ -17,7 +18,7 @@ use crate::cancellation::BeginError;
 use crate::config::{self, DeviceBackend, DeviceKind, DriveConfig, HostMemory, VmConfig, VmSpec};
 use crate::machine::state::{self, StateError, VcpuRestore};
 use crate::machine::{self, Machine, MachineParts, Mismatch, PassedFiles, PreparedVm, open_unlocked_devices};
-use crate::memory::{DirtyTracker, Prefetch};
+use crate::memory::{DirtyTracker, MemoryFile, Prefetch};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
 
@@ -30,6 +31,9 @@ pub enum Error {
     /// The state file cannot be read.
     #[error(transparent)]
     State(file::Error),
+    /// The current generation cannot be opened.
+    #[error(transparent)]
+    Generation(generations::Error),
     /// The snapshot is a diff.
     #[error(
         "cannot load {0:?}: it belongs to a Diff snapshot; merge it into the snapshot that it differs from"
@@ -110,6 +114,8 @@ pub struct LoadSnapshotParams {
     pub state: PathBuf,
     /// Source of guest memory.
     pub memory: MemorySource,
+    /// Directory whose current [generation](super::SuspendDirectory) replaces the files at `state` and `memory`, if it has one.
+    pub generations: Option<PathBuf>,
     /// Overrides: ID and new host side of each device.
     pub overrides: Vec<(String, DeviceBackend)>,
     /// Each Diff holds the pages that were written since the snapshot before. Otherwise, those that differ from the loaded snapshot.
@@ -139,6 +145,7 @@ impl LoadSnapshotParams {
         Self {
             state,
             memory: MemorySource::File(memory),
+            generations: None,
             overrides: Vec::new(),
             track_dirty_pages: false,
             resume: false,
@@ -203,13 +210,17 @@ impl LoadSnapshotParams {
         if self.untrusted {
             names::check_files(path, &self.memory, &self.working_set).map_err(Error::Name)?;
         }
-        let state = file::open(path, links).map_err(Error::State)?;
+        let (state, memory) = match self.open_generation()? {
+            Some(GenerationFiles { state, memory }) => (state, Some(memory)),
+            None => (file::open(path, links).map_err(Error::State)?, None),
+        };
         let read = file::read_open(&state, path, Some(&host_identity())).map_err(Error::State)?;
         let spec = self.check(&read, &HostMemory::this())?;
         let mut files = vec![(path.clone(), state)];
         if let MemorySource::File(path) = &self.memory {
-            let opened = source::open_memory_file(path.clone(), links).map_err(Error::Memory)?;
-            files.push((path.clone(), opened.into_file()));
+            let open = || source::open_memory_file(path.clone(), links).map(MemoryFile::into_file);
+            let opened = memory.map_or_else(open, Ok).map_err(Error::Memory)?;
+            files.push((path.clone(), opened));
         }
         for DriveConfig { disk, .. } in spec.config().drives() {
             let opened = disk::open_file(&disk.path, disk.read_only);
@@ -224,6 +235,13 @@ impl LoadSnapshotParams {
         Ok(files)
     }
 
+    fn open_generation(&self) -> Result<Option<GenerationFiles>, Error> {
+        let Some(directory) = &self.generations else {
+            return Ok(None);
+        };
+        open_current(directory, self.links()).map_err(Error::Generation)
+    }
+
     /// Reads the state file, and checks it and the parameters. Files in `passed` are not opened again.
     pub(crate) fn open(
         self,
@@ -233,6 +251,15 @@ impl LoadSnapshotParams {
     ) -> Result<OpenSnapshot, Error> {
         if self.untrusted {
             names::check_files(&self.state, &self.memory, &self.working_set).map_err(Error::Name)?;
+        }
+        // A client has passed the files of the generation that was current then.
+        if !passed.has(&self.state)
+            && let Some(files) = self.open_generation()?
+        {
+            passed.add(self.state.clone(), files.state);
+            if let MemorySource::File(path) = &self.memory {
+                passed.add(path.clone(), files.memory);
+            }
         }
         let (path, host) = (&self.state, host_identity());
         let read = timeline.measure(Lane::Main, "read state", || match passed.take(path) {

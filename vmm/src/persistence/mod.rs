@@ -1,6 +1,7 @@
 //! Snapshots of a VM: creation, load, merge and description.
 
 mod create;
+mod generations;
 mod load;
 mod names;
 mod open_files;
@@ -16,6 +17,7 @@ use crate::config::VmConfig;
 use crate::memory::dump;
 
 pub use create::{CreateSnapshotParams, Error as CreateSnapshotError, SnapshotKind};
+pub use generations::{Error as GenerationError, SuspendDirectory, resolve_generation};
 pub use load::{Error as LoadSnapshotError, LoadSnapshotParams, OpenSnapshot};
 pub use names::{Error as NameError, UnnamedDevice};
 pub use open_files::{FileRole, OpenFile};

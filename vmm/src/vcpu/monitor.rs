@@ -90,9 +90,7 @@ struct Facts {
 impl VcpuMonitor {
     /// Observes the vCPU that `kick` kicks. Does not wait, and does not interrupt the vCPU. Takes no lock.
     pub(super) fn observe(&self, kick: &Kick, is_paused: bool, is_served: bool) -> VcpuObservation {
-        if self.statistics.get().is_none() {
-            self.requests.request_statistics();
-        }
+        self.request_statistics();
         let earlier = kick.cpu_time();
         let statistics = self.statistics.get().and_then(Option::as_ref);
         let statistics = statistics.map_or_else(HaltStatistics::default, Statistics::read);
@@ -115,6 +113,15 @@ impl VcpuMonitor {
             age: self.first_entry.get().map(Instant::elapsed),
             halts: statistics.halts,
         }
+    }
+
+    /// Requests the statistics from the thread. Returns false if it has tried to open them already.
+    pub(super) fn request_statistics(&self) -> bool {
+        let is_missing = self.statistics.get().is_none();
+        if is_missing {
+            self.requests.request_statistics();
+        }
+        is_missing
     }
 
     /// Records the time before the first guest entry. Only for the vCPU thread.

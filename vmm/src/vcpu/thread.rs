@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
 
@@ -110,6 +111,19 @@ impl VcpuThread {
     /// `is_served`.
     pub fn observe(&self, is_paused: bool, is_served: bool) -> VcpuObservation {
         self.monitor.observe(&self.kick, is_paused, is_served)
+    }
+
+    /// Returns the time for which a processor has executed the thread. `None` if it does not run.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        self.kick.cpu_time()
+    }
+
+    /// Makes later [observations](Self::observe) exact: requests the statistics, which the thread opens between two calls of KVM_RUN.
+    /// Kicks a running vCPU, unless it has opened them.
+    pub fn prepare_observation(&self) {
+        if self.monitor.request_statistics() && self.shared.gate.is_open() {
+            self.kick.kick();
+        }
     }
 
     /// Requests an inspection of the vCPU, and kicks it if it may be in the guest. At a closed gate the thread replies after

@@ -91,6 +91,11 @@ impl VmCore {
         }
     }
 
+    /// Returns true if the VM comes from a snapshot.
+    pub fn is_restored(&self) -> bool {
+        self.backing.is_some()
+    }
+
     /// Returns the memory file from which guest memory is mapped.
     pub fn memory_file(&self) -> Option<&MemoryFile> {
         match &self.backing {

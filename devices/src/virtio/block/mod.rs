@@ -31,6 +31,7 @@ pub mod metrics;
 mod queue;
 mod replacement;
 mod request;
+mod stamp;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -62,6 +63,7 @@ use metrics::Meter;
 pub use metrics::{BlockMetrics, BlockRecorder};
 use queue::ActiveQueue;
 pub use replacement::{DiskHandle, DiskUpdate};
+pub use stamp::DiskStamp;
 use transfer::Unfinished;
 use uring::UringEngine;
 use worker::DirtyRange;

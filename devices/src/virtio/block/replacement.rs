@@ -1,10 +1,12 @@
 //! Update of a disk in two steps: the first calls the file system, which may not answer, and needs no lock of the device.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::disk::{Disk, DiskFile, DiskOptions, Error, measure};
+use super::stamp::DiskStamp;
 
 /// The open file of a disk, without the device.
 #[derive(Clone, Debug)]
@@ -29,6 +31,27 @@ impl DiskHandle {
     /// Returns the path at the last opening.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns true if the disk rejects writes.
+    pub fn is_read_only(&self) -> bool {
+        self.options.read_only
+    }
+
+    /// Writes the disk through to its medium. The call waits for the file system.
+    ///
+    /// # Errors
+    /// Fails if `fdatasync` fails.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.file.sync_data()
+    }
+
+    /// Returns length and modification time of the file. The call waits for the file system.
+    ///
+    /// # Errors
+    /// Fails if the file system cannot inspect the file.
+    pub fn stamp(&self) -> io::Result<DiskStamp> {
+        DiskStamp::of(&self.file.file)
     }
 
     /// Opens the file at `path` with the same options, or measures the open file without a path. The same file keeps its lock;
