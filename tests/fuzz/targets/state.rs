@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use devices::virtio::block::{BlockState, UnfinishedState};
 use devices::virtio::mmio::TransportState;
-use devices::virtio::net::Net;
+use devices::virtio::net::{FirstFramesState, NetState};
 use devices::{Cmos, I8042, Pit, Serial, SplitIrqchip};
 use scratch::Directory;
 use snapshot::file::{self, StateFile};
@@ -138,7 +138,8 @@ fn check_sections(state: &StateFile) {
         check_section::<TransportState>(sections, &device);
         check_section::<BlockState>(sections, &format!("{device}/device"));
         check_section::<UnfinishedState>(sections, &format!("{device}/device/unfinished"));
-        check_section::<StateOf<Net>>(sections, &format!("{device}/device"));
+        check_section::<NetState>(sections, &format!("{device}/device"));
+        check_section::<FirstFramesState>(sections, &format!("{device}/device/first-frames"));
     }
 }
 

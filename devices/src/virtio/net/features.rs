@@ -58,13 +58,13 @@ pub(super) const OFFLOADS: u64 =
 pub(super) const GUEST_LARGE: u64 = GUEST_TSO4 | GUEST_TSO6 | GUEST_UFO | GUEST_USO4 | GUEST_USO6;
 
 /// Header flag: the receiver of the packet must compute the checksum.
-const NEEDS_CSUM: u8 = 1;
+pub(super) const NEEDS_CSUM: u8 = 1;
 /// Header flag: the checksum is verified.
-const DATA_VALID: u8 = 2;
+pub(super) const DATA_VALID: u8 = 2;
 const _: () = assert!(NEEDS_CSUM as u32 == net::VIRTIO_NET_HDR_F_NEEDS_CSUM);
 const _: () = assert!(DATA_VALID as u32 == net::VIRTIO_NET_HDR_F_DATA_VALID);
 /// Type of a packet that needs no segmentation.
-const GSO_NONE: u8 = 0;
+pub(super) const GSO_NONE: u8 = 0;
 const _: () = assert!(GSO_NONE as u32 == net::VIRTIO_NET_HDR_GSO_NONE);
 
 /// Returns the header to send for a frame of `length` bytes with the driver's `header`. Returns `None` if
@@ -142,6 +142,18 @@ pub(super) fn rx_flags([flags, kind]: [u8; 2], features: u64) -> Option<u8> {
         _ => NEEDS_CSUM | DATA_VALID,
     };
     (features & needed == needed).then_some(flags & known)
+}
+
+/// Returns true if `kind` is a type of packets in a header of virtio 1.2, or that of batches of UDP datagrams.
+pub(super) fn is_known_type(kind: u8) -> bool {
+    matches!(
+        u32::from(kind),
+        net::VIRTIO_NET_HDR_GSO_NONE
+            | net::VIRTIO_NET_HDR_GSO_TCPV4
+            | net::VIRTIO_NET_HDR_GSO_TCPV6
+            | net::VIRTIO_NET_HDR_GSO_UDP
+            | net::VIRTIO_NET_HDR_GSO_UDP_L4
+    )
 }
 
 /// Returns true if a packet with these first header bytes needs no segmentation.

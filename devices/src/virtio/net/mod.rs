@@ -5,6 +5,7 @@
 //! | `activity` | frames that keep the VM awake |
 //! | [`backend`] | [`Backend`]: host side; [`Received`], [`Sent`], [`Link`] |
 //! | [`features`] | feature bits, check of packet headers, sizes |
+//! | [`first_frames`] | [`FirstFrames`]: packets before those of the backend |
 //! | [`metrics`] | [`NetMetrics`]: counters of both directions; [`NetRecorder`] |
 //! | [`passt`] | [`Passt`]: user-mode network without privileges |
 //! | `rewriter` | [`AddressMap`]: an address on the network other than the guest's |
@@ -26,6 +27,7 @@ mod addresses;
 pub mod backend;
 mod buffers;
 pub mod features;
+pub mod first_frames;
 pub mod metrics;
 pub mod passt;
 mod rewriter;
@@ -43,7 +45,8 @@ use std::sync::Arc;
 use log::warn;
 use serde::{Deserialize, Serialize};
 use snapshot::persist;
-use snapshot::{GuestMemory, Persist, Schema};
+use snapshot::section;
+use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory, Persist, Schema};
 use virtio_bindings::bindings::virtio_net::VIRTIO_NET_S_LINK_UP;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_queue::QueueState;
@@ -64,6 +67,7 @@ use crate::virtio::{Activation, VirtioDevice, VirtioInterrupt, WatchedFd};
 pub use self::backend::{Backend, Link, Received, Sent};
 pub use self::buffers::RxBuffers;
 pub use self::features::{HEADER, MAX_FRAME, MAX_PACKET};
+pub use self::first_frames::FirstFrames;
 pub use self::metrics::{AddressDrops, Counters, NetMetrics, NetRecorder};
 pub use self::passt::Passt;
 pub use self::rewriter::AddressMap;
@@ -208,6 +212,16 @@ impl Net {
     /// Returns the rate limiter of the transmit queue for changes, also while the device runs.
     pub fn transmit_limiter_mut(&mut self) -> &mut Limiter {
         &mut self.setup.transmit_limiter
+    }
+
+    /// Sets packets that the driver receives before those of the backend. Their addresses are those of the network. They wait for
+    /// buffers and tokens, also over a reset.
+    pub fn set_first_frames(&mut self, frames: FirstFrames) {
+        let counters = &self.recorder.receive;
+        match &self.rewriter {
+            None => self.receiver.set_first_frames(frames, &Unchanged, counters),
+            Some(rewriter) => self.receiver.set_first_frames(frames, rewriter, counters),
+        }
     }
 
     /// Schedules both queues in the event loop.
@@ -519,17 +533,57 @@ impl Schema for NetState {
     const VERSION: u32 = 1;
 }
 
-impl Persist for Net {
-    type State = NetState;
+/// First frames of a [`Net`] that the driver has not received, in the [format](first_frames) of a file and with the addresses of the
+/// guest: a section of its own, which a device without such frames does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstFramesState(pub Vec<u8>);
 
-    fn save(&self) -> Result<NetState, persist::Error> {
+impl Schema for FirstFramesState {
+    const NAME: &'static str = "net-first-frames";
+    const VERSION: u32 = 1;
+}
+
+impl Component for Net {
+    fn save_section(&self, key: &str, archive: &mut ArchiveWriter) -> Result<(), persist::Error> {
+        let failed = |source| section_error(key, source);
+        archive.write(key, &self.save()).map_err(failed)?;
+        let frames = self.receiver.first_frames();
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let state = FirstFramesState(frames.records().to_vec());
+        archive.write(&first_frames_key(key), &state).map_err(failed)
+    }
+
+    fn restore_section(&mut self, key: &str, archive: &mut ArchiveReader<'_>) -> Result<(), persist::Error> {
+        let failed = |source| section_error(key, source);
+        let state = archive.read(key).map_err(failed)?;
+        let frames = archive.read_optional(&first_frames_key(key)).map_err(failed)?;
+        self.restore(state)?;
+        frames.map_or(Ok(()), |frames| self.restore_first_frames(frames))
+    }
+}
+
+fn first_frames_key(key: &str) -> String {
+    format!("{key}/first-frames")
+}
+
+fn section_error(key: &str, source: section::Error) -> persist::Error {
+    persist::Error::Section {
+        key: key.to_owned(),
+        source,
+    }
+}
+
+impl Net {
+    fn save(&self) -> NetState {
         // The refill up to now belongs to the guest; the time until the resume does not.
         let now = self.setup.clock.now();
-        Ok(NetState {
+        NetState {
             held: self.receiver.held().to_vec(),
             receive_limiter: self.receive_limiter().state_at(now),
             transmit_limiter: self.transmit_limiter().state_at(now),
-        })
+        }
     }
 
     fn restore(&mut self, state: NetState) -> Result<(), persist::Error> {
@@ -551,6 +605,23 @@ impl Persist for Net {
             limiter.fill(now);
         }
         self.receiver.hold(&state.held);
+        Ok(())
+    }
+
+    fn restore_first_frames(&mut self, state: FirstFramesState) -> Result<(), persist::Error> {
+        let frames = FirstFrames::parse(state.0).map_err(|error| persist::Error::Invalid {
+            component: FirstFramesState::NAME,
+            reason: format!("cannot use the frames: {error}"),
+        })?;
+        let excess = self.receiver.restore_first_frames(frames);
+        if excess > 0 {
+            self.recorder.receive.drops.add(excess as u64);
+            warn!(
+                "net: {excess} first frames are dropped: with those of the snapshot, they exceed {} frames or {} bytes",
+                first_frames::MAX_FIRST_FRAMES,
+                first_frames::MAX_FIRST_BYTES
+            );
+        }
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use super::addresses::AddressPolicy;
 use super::backend::{Link, Received};
 use super::buffers::{Error, RxBuffers};
 use super::features::{GUEST_LARGE, HEADER, MAX_PACKET, MRG_RXBUF, is_unsegmented, rx_flags};
+use super::first_frames::{FirstFrames, complete_checksum};
 use super::metrics::Recorder;
 use super::rewriter::MAX_START;
 use super::tx::{Batch, BatchEnd, MAX_PACKETS};
@@ -29,6 +30,10 @@ pub(super) struct Receiver {
     spare: Vec<u8>,
     /// Bytes of the held packet; 0 for none.
     held: usize,
+    /// Packets before those of the backend.
+    first: FirstFrames,
+    /// The held packet is a copy of the first of `first`.
+    holds_first: bool,
     /// Packets for which the buffers should hold the maximum length. The list of seventeen iovecs for it costs
     /// as much as a small packet; without that list, a large packet needs a copy.
     large: u32,
@@ -47,6 +52,8 @@ impl Receiver {
             // here.
             spare: vec![0; MAX_PACKET],
             held: 0,
+            first: FirstFrames::default(),
+            holds_first: false,
             large: 0,
             failures: 0,
             claimant: None,
@@ -60,18 +67,73 @@ impl Receiver {
 
     /// Returns true if a batch can make progress.
     pub(super) fn has_work(&self) -> bool {
-        self.readable || self.held != 0
+        self.readable || self.held != 0 || !self.first.is_empty()
     }
 
-    /// Returns the held packet; empty for none.
+    /// Returns the held packet of the backend; empty for none.
     pub(super) fn held(&self) -> &[u8] {
-        &self.spare[..self.held]
+        match self.holds_first {
+            true => &[],
+            false => &self.spare[..self.held],
+        }
     }
 
-    /// Holds `packet`, truncated to [`MAX_PACKET`] bytes; empty for none.
+    /// Holds `packet` of the backend, truncated to [`MAX_PACKET`] bytes; empty for none. First frames stay.
     pub(super) fn hold(&mut self, packet: &[u8]) {
+        self.holds_first = false;
         self.held = packet.len().min(self.spare.len());
         self.spare[..self.held].copy_from_slice(&packet[..self.held]);
+    }
+
+    /// Returns the first frames that the driver has not received.
+    pub(super) fn first_frames(&self) -> &FirstFrames {
+        &self.first
+    }
+
+    /// Sets the first frames. Drops those of a network that the rewriter drops, and computes checksums.
+    pub(super) fn set_first_frames<A: AddressPolicy>(
+        &mut self,
+        mut frames: FirstFrames,
+        addresses: &A,
+        counters: &Recorder,
+    ) {
+        let claimant = &mut self.claimant;
+        frames.retain(|packet| {
+            let length = packet.len();
+            let start = &mut packet[..length.min(MAX_START)];
+            let is_kept = rewrite(addresses, start, length, counters, claimant);
+            if is_kept {
+                complete_checksum(packet);
+            }
+            is_kept
+        });
+        self.first = frames;
+    }
+
+    /// Inserts first frames of a saved state before those of this load. Returns the number of frames of this load that exceed the
+    /// limits, and are dropped.
+    pub(super) fn restore_first_frames(&mut self, mut saved: FirstFrames) -> usize {
+        let excess = saved.append(std::mem::take(&mut self.first));
+        self.first = saved;
+        excess
+    }
+
+    /// Holds the first of the first frames, unless a packet is held.
+    fn hold_first(&mut self) {
+        if let (0, Some(packet)) = (self.held, self.first.first()) {
+            self.held = packet.len();
+            self.spare[..packet.len()].copy_from_slice(packet);
+            self.holds_first = true;
+        }
+    }
+
+    /// Removes the held packet, and holds the next of the first frames.
+    fn release_held(&mut self) {
+        self.held = 0;
+        if std::mem::take(&mut self.holds_first) {
+            self.first.remove_first();
+        }
+        self.hold_first();
     }
 
     /// Returns the MAC address of another host with the address of this guest, if one was found since the last call.
@@ -85,6 +147,7 @@ impl Receiver {
         batch: &mut Batch<'_>,
         addresses: &A,
     ) -> Result<BatchEnd, Error> {
+        self.hold_first();
         let mut buffers = RxBuffers::default();
         let end = self.process_packets(batch, &mut buffers, addresses);
         batch.queue.undo_pop(buffers.count());
@@ -234,7 +297,7 @@ impl Receiver {
             .then(|| checked_flags(batch, start, length))
             .flatten();
         let Some(flags) = flags else {
-            self.held = 0;
+            self.release_held();
             batch.counters.drops.add(1);
             return Ok(None);
         };
@@ -242,7 +305,7 @@ impl Receiver {
         if length as u64 > buffers.len() {
             let never_fits = batch.features & MRG_RXBUF == 0 || buffers.is_exhausted(batch.queue);
             if never_fits {
-                self.held = 0;
+                self.release_held();
                 batch.counters.drops.add(1);
                 return Ok(None);
             }
@@ -251,8 +314,9 @@ impl Receiver {
         if !batch.try_consume(length - HEADER) {
             return Ok(Some(BatchEnd::Throttled));
         }
-        self.held = 0;
-        Self::add_used(batch, buffers, &mut self.spare[..length], length)
+        let delivered = Self::add_used(batch, buffers, &mut self.spare[..length], length);
+        self.release_held();
+        delivered
     }
 
     /// Adds the packet of `length` bytes in the buffers, except its `start`, to the used ring.

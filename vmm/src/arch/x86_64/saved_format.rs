@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use devices::virtio::block::BlockState;
 use devices::virtio::mmio::TransportState;
-use devices::virtio::net::Net;
+use devices::virtio::net::NetState;
 use devices::{Cmos, ExitPort, I8042, Pit, PowerOffPort, Serial, SleepPort, SplitIrqchip};
 use scratch::Directory;
 use snapshot::file::{self, Contents};
@@ -72,7 +72,7 @@ impl Sections<'_> {
             self.copy::<BlockState>(key);
         }
         for key in ["virtio/2/device", "virtio/3/device"] {
-            self.copy::<StateOf<Net>>(key);
+            self.copy::<NetState>(key);
         }
     }
 }

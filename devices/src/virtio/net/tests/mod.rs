@@ -4,6 +4,7 @@ mod addresses;
 mod attach;
 mod device;
 mod fake;
+mod first_frames;
 mod hostile;
 mod link;
 mod offloads;

@@ -1,7 +1,5 @@
 //! Tests of headers that request offloads beyond the negotiated features.
 
-use snapshot::Persist;
-
 use super::fake::FakeBackend;
 use super::{Fixture, READABLE, packet, setup};
 use crate::sync::lock;
@@ -77,7 +75,7 @@ fn restored_packet_is_checked() {
         let (mut fixture, _network) = Fixture::with_network(MRG_RXBUF);
         let state = NetState {
             held: with_start(flags, 0, 100),
-            ..fixture.net.save().unwrap()
+            ..fixture.net.save()
         };
         fixture.net.restore(state).unwrap();
         fixture.add_buffer(1000);
