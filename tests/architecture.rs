@@ -162,7 +162,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/kvm/run_page.rs",
     "vmm/src/kvm/slots.rs",
     "vmm/src/kvm/statistics.rs",
-    "vmm/src/machine/attachments.rs",
+    "vmm/src/machine/passed_files.rs",
     "vmm/src/memory/",
     "vmm/src/vcpu/pre_entry.rs",
 ];

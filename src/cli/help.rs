@@ -336,6 +336,9 @@ Override the devices; repeat these options for more:
       --net ID=BACKEND,guest-ip=ADDRESS,ip=ADDRESS[,guest-mac=ADDRESS][,mac=ADDRESS][,pass=ipv6]
                         also give the clone addresses of its own, ip and mac, in place of those that its guest uses
                         (default: the network sees the guest's addresses; default of guest-mac: as saved)
+      --first-frames [ID=]FD
+                        pass the frames in the open file FD, such as a memfd, to interface ID (default: the first one)
+                        before those of its backend. docs/networking.md has the format
       --disk ID=PATH[,ro]
                         connect drive ID to another file (default: as saved). ro: fail if the drive is read-write
 

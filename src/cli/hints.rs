@@ -11,7 +11,9 @@ use devices::virtio::net::{passt, stream, tap};
 use vmm::boot::segment::LayoutError;
 use vmm::boot::{cmdline, image, initrd};
 use vmm::config::{Conflict, DeviceKind};
-use vmm::control::{GenerationError, LoadSnapshotError, NameError, ScaleToZeroError, UnnamedDevice};
+use vmm::control::{
+    FirstFramesError, GenerationError, LoadSnapshotError, NameError, ScaleToZeroError, UnnamedDevice,
+};
 use vmm::machine::{self, state::StateError};
 use vmm::vcpu::VcpuError;
 use vmm::{config, control, kvm, memory};
@@ -68,6 +70,7 @@ fn skip_transparent<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 's
             LoadSnapshotError::Device(error) => error,
             LoadSnapshotError::Machine(error) | LoadSnapshotError::Resume(error) => error,
             LoadSnapshotError::Name(error) => error,
+            LoadSnapshotError::FirstFrames(error) => error,
             _ => return error,
         }
     } else if let Some(error) = error.downcast_ref() {
@@ -170,6 +173,8 @@ fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
         }
     } else if let Some(NameError::Writable(_)) = error.downcast_ref() {
         "--disk ID=PATH without ,ro"
+    } else if error.is::<FirstFramesError>() {
+        "--first-frames ID=FD"
     } else if error.is::<disk::Error>() {
         "--disk ID=PATH"
     } else if is_backend_error(error) {

@@ -38,8 +38,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The descriptor of an interface is closed.
-    #[error("cannot pass descriptor {number} to the shell; open the tap before")]
+    /// The descriptor of an interface or of first frames is closed.
+    #[error("cannot pass descriptor {number} to the shell; open it before")]
     Descriptor {
         /// Number of the descriptor.
         number: RawFd,
@@ -143,11 +143,12 @@ fn send(stream: &mut UnixStream, params: &LoadSnapshotParams, arguments: Vec<Str
 
 /// Returns the numbers of the descriptors that `params` name.
 fn descriptors(params: &LoadSnapshotParams) -> impl Iterator<Item = RawFd> {
-    params.overrides.iter().filter_map(|(_, backend)| match backend {
+    let taps = params.overrides.iter().filter_map(|(_, backend)| match backend {
         DeviceBackend::Interface(NetOverride {
             backend: NetBackend::Descriptor(number),
             ..
         }) => Some(*number),
         _ => None,
-    })
+    });
+    taps.chain(params.first_frames.iter().map(|file| file.descriptor))
 }

@@ -7,7 +7,7 @@
 //! {"arguments":["DIR","--net","eth0=fd:5"],"files":["DIR/state","DIR/memory"],"descriptors":[5]}
 //! ```
 //! `arguments` are those of `mayfly restore`. `files` are paths as the arguments or the state file have them, `descriptors` numbers in
-//! `--net ID=fd:NUMBER`; the shell opens other files itself. The client opens each file for this request and closes it afterwards: the lock
+//! `--net ID=fd:NUMBER` and `--first-frames ID=NUMBER`; the shell opens other files itself. The client opens each file for this request and closes it afterwards: the lock
 //! of a disk belongs to the open file. The shell replies with one of
 //!
 //! ```text

@@ -215,6 +215,7 @@ impl SnapshotLoad {
             memory: memory_source(mem_backend, mem_file_path)?,
             generations: None,
             overrides: taps?.into_iter().chain(disks).collect(),
+            first_frames: Vec::new(),
             track_dirty_pages: [track_dirty_pages, enable_diff_snapshots].contains(&Some(true)),
             resume: resume_vm.unwrap_or_default(),
             realtime: clock_realtime.unwrap_or_default(),

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use lexopt::Arg;
 use vmm::config::{DriveBackend, NetOverride, OptionError};
-use vmm::control::{DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, MemorySource, RecordOptions};
+use vmm::control::{
+    DEFAULT_RECORD_LENGTH, FirstFramesFile, LoadSnapshotParams, MAX_RECORD_MS, MemorySource, RecordOptions,
+};
 
 use super::error::{Error, syntax};
 use super::firecracker::SOCKET;
@@ -38,8 +40,9 @@ pub struct SnapshotArgs {
     pub diff: bool,
 }
 
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 11] = [
     "--net",
+    FIRST_FRAMES,
     "--disk",
     "--paused",
     "--realtime",
@@ -50,6 +53,7 @@ const OPTIONS: [&str; 10] = [
     RECORD,
     LENGTH,
 ];
+const FIRST_FRAMES: &str = "--first-frames";
 const RECORD: &str = "--record-working-set";
 const LENGTH: &str = "--record-ms";
 
@@ -117,6 +121,10 @@ fn parse_option(
             params.overrides.push((id, parse_drive(&text).into()));
             return Ok(());
         }
+        FIRST_FRAMES => {
+            params.first_frames.push(parse_first_frames(parser)?);
+            return Ok(());
+        }
         _ => given.add(name)?,
     }
     match name {
@@ -143,6 +151,27 @@ fn parse_drive(text: &str) -> DriveBackend {
     DriveBackend {
         path: read_only.unwrap_or(text).into(),
         read_only: read_only.is_some(),
+    }
+}
+
+/// Parses `[ID=]NUMBER`.
+fn parse_first_frames(parser: &mut lexopt::Parser) -> Result<FirstFramesFile, Error> {
+    let text: String = value(parser, "restore", FIRST_FRAMES)?;
+    let (interface, number) = match text.rsplit_once('=') {
+        Some((id, number)) => (Some(id.to_owned()), number),
+        None => (None, &text[..]),
+    };
+    match number.parse() {
+        Ok(descriptor) if descriptor > 2 && interface.as_deref() != Some("") => Ok(FirstFramesFile {
+            interface,
+            descriptor,
+        }),
+        _ => Err(Error::Value {
+            option: FIRST_FRAMES,
+            value: text,
+            reason: "expected [ID=]FD, with the ID of a network interface in the snapshot and a descriptor above 2"
+                .into(),
+        }),
     }
 }
 
@@ -237,7 +266,7 @@ mod tests {
 
     use super::super::Command;
     use vmm::config::{DriveBackend, NetBackend};
-    use vmm::control::WorkingSetOptions;
+    use vmm::control::{FirstFramesFile, WorkingSetOptions};
 
     fn parse(line: &str) -> Result<Command, String> {
         super::super::parse("mayfly".as_ref(), line.split_whitespace().map(Into::into))
@@ -278,6 +307,26 @@ mod tests {
         ];
         assert_eq!(restore.params.overrides, overrides);
         assert!(restore.params.untrusted && restore.params.mask_cpu);
+    }
+
+    #[test]
+    fn first_frames_have_interface_and_descriptor() {
+        let Command::Restore(restore) = parse("restore /s --first-frames 7 --first-frames=eth=0=12").unwrap()
+        else {
+            panic!("no restore");
+        };
+        let file = |interface: Option<&str>, descriptor| FirstFramesFile {
+            interface: interface.map(str::to_owned),
+            descriptor,
+        };
+        assert_eq!(
+            restore.params.first_frames,
+            [file(None, 7), file(Some("eth=0"), 12)]
+        );
+        for text in ["2", "x", "-1", "=7", "eth0=", "eth0"] {
+            let error = parse(&format!("restore /s --first-frames={text}")).unwrap_err();
+            assert!(error.contains("expected [ID=]FD"), "{error}");
+        }
     }
 
     #[test]

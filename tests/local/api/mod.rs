@@ -20,6 +20,7 @@
 //! | [`replay`] | requests of orchestrators |
 //! | [`kata`] | requests of kata |
 //! | [`snapshot`] | snapshots and restored VMs |
+//! | [`first_frames`] | frames that a load passes to the guest before those of the tap |
 //! | [`clones`] | clones beside their source, and disks in use |
 //! | [`identity`] | identity records of clones |
 //! | [`tracking`] | diffs with dirty page tracking |
@@ -44,6 +45,7 @@ mod clones;
 mod config_file;
 mod crowd;
 mod disk;
+mod first_frames;
 mod fuse;
 pub mod http;
 mod identity;

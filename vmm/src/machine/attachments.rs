@@ -14,7 +14,7 @@
 //! bounded; the event loop processes the remaining buffers.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, TryLockError};
 
@@ -730,7 +730,10 @@ fn open_interface(config: &NetConfig, passed: &mut PassedFiles) -> Result<(Net, 
         transmit_limiter: limiter(config.transmit)?,
         clock: Box::new(MonotonicClock::new()),
     };
-    let net = Net::new(setup).map_err(failed)?;
+    let mut net = Net::new(setup).map_err(failed)?;
+    if let Some(frames) = passed.take_first_frames(&config.id) {
+        net.set_first_frames(frames);
+    }
     Ok((net, process))
 }
 
@@ -767,23 +770,11 @@ fn open_backend(
     Ok((backend, None))
 }
 
-/// Opens the tap of `descriptor`: of another process if that has passed it, otherwise through a duplicate. The number comes from the
-/// user: it may be closed, or belong to a file that this process has opened since, so that the original is never closed.
+/// Opens the tap of `descriptor`.
 fn descriptor_tap(descriptor: RawFd, passed: &mut PassedFiles) -> Result<Tap, tap::Error> {
     let failed = |source| tap::Error::Descriptor { descriptor, source };
-    if passed.has_numbers_of_other_process() {
-        let missing = || failed(io::Error::from_raw_os_error(libc::EBADF));
-        let owned = passed.take_descriptor(descriptor).ok_or_else(missing)?;
-        return Tap::from_descriptor(owned);
-    }
-    // SAFETY: the call takes no pointer and closes no descriptor; the kernel checks the number.
-    let duplicate = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
-    if duplicate < 0 {
-        return Err(failed(io::Error::last_os_error()));
-    }
-    // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
-    let duplicate = unsafe { OwnedFd::from_raw_fd(duplicate) };
-    Tap::from_descriptor(duplicate).map_err(|error| match error {
+    let opened = passed.open_descriptor(descriptor).map_err(failed)?;
+    Tap::from_descriptor(opened).map_err(|error| match error {
         tap::Error::Descriptor { source, .. } => failed(source),
         other => other,
     })

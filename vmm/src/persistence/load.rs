@@ -9,6 +9,7 @@ use devices::virtio::block::{self, disk};
 use snapshot::file::{self, Contents, Links, StateFile};
 use snapshot::{ArchiveReader, section};
 
+use super::first_frames::{self, FirstFramesFile};
 use super::generations::{self, GenerationFiles, open_current};
 use super::names;
 use super::source::{self, MACHINE, MapTarget, MemorySource, host_identity};
@@ -68,6 +69,9 @@ pub enum Error {
     /// A name in the state file is invalid, or must not be opened.
     #[error(transparent)]
     Name(names::Error),
+    /// The first frames cannot be used.
+    #[error(transparent)]
+    FirstFrames(first_frames::Error),
     /// The memory cannot be mapped.
     #[error(transparent)]
     Memory(source::Error),
@@ -118,6 +122,8 @@ pub struct LoadSnapshotParams {
     pub generations: Option<PathBuf>,
     /// Overrides: ID and new host side of each device.
     pub overrides: Vec<(String, DeviceBackend)>,
+    /// Frames that network interfaces receive before those of their backends, at most one file for each.
+    pub first_frames: Vec<FirstFramesFile>,
     /// Each Diff holds the pages that were written since the snapshot before. Otherwise, those that differ from the loaded snapshot.
     pub track_dirty_pages: bool,
     /// The guest is resumed at once.
@@ -147,6 +153,7 @@ impl LoadSnapshotParams {
             memory: MemorySource::File(memory),
             generations: None,
             overrides: Vec::new(),
+            first_frames: Vec::new(),
             track_dirty_pages: false,
             resume: false,
             realtime: false,
@@ -268,6 +275,7 @@ impl LoadSnapshotParams {
         });
         let state = read.map_err(Error::State)?;
         let spec = self.check(&state, host_memory)?;
+        first_frames::read(&self.first_frames, spec.config(), &mut passed).map_err(Error::FirstFrames)?;
         Ok(OpenSnapshot {
             params: self,
             state,
