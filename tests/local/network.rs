@@ -271,3 +271,42 @@ fn guest_on_unix_socket_replies_to_arp() {
     guest.expect("ok net 4 arps 0 pings 0 pages\n");
     guest.expect_exit(0);
 }
+
+/// Root's passt takes another user, which mayfly cannot signal without capabilities.
+#[test]
+fn passt_ends_with_vm() {
+    if !scratch::require(scratch::Requirement::Passt) {
+        return;
+    }
+    let guest = file("/guests/net.elf");
+    let mut guest = Guest::start(&format!("{guest} --net user,mac={MAC} -- ip=10.0.0.2"));
+    guest.expect(READY);
+    let children = format!("/proc/{}/task/{}/children", guest.id(), guest.id());
+    let passt = fs::read_to_string(children).unwrap();
+    let passt = format!("/proc/{}", passt.trim());
+    assert_eq!(
+        fs::read_to_string(format!("{passt}/comm")).unwrap().get(..5),
+        Some("passt")
+    );
+    guest.terminate();
+    scratch::wait_until("the end of passt", || !fs::exists(&passt).unwrap());
+}
+
+/// The event loop sends what the rate limiter holds back.
+#[test]
+fn throttled_reply_reaches_unix_socket() {
+    let (listener, path) = listen("throttled.sock");
+    let guest = file("/guests/net.elf");
+    let mut guest = Guest::start(&format!(
+        "{guest} --net unix:{path},mac={MAC},tx-ops=1/50 -- ip=10.0.0.2 arp=3"
+    ));
+    guest.expect(READY);
+    let mut peer = scratch::accept(&listener);
+    peer.set_read_timeout(Some(TIMEOUT)).unwrap();
+    peer.write_all(&with_length(&arp_request()).repeat(3)).unwrap();
+    for _ in 0..3 {
+        assert_eq!(read_frame(&mut peer), arp_reply());
+    }
+    guest.expect("ok net 3 arps 0 pings 0 pages\n");
+    guest.expect_exit(0);
+}

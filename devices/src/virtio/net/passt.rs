@@ -1,6 +1,7 @@
 //! User-mode network without privileges: passt translates frames to connections of the host.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -13,6 +14,8 @@ use crate::thread_role;
 const FIRST_DESCRIPTOR: RawFd = 3;
 /// Maximum number of descriptors to mark one by one, if the kernel lacks `CLOSE_RANGE_CLOEXEC`.
 const MAX_DESCRIPTORS: u64 = 1 << 16;
+/// Limit of the wait for the end of passt in milliseconds.
+const END_TIMEOUT: libc::c_int = 1000;
 
 /// Error of a passt process.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +56,8 @@ pub struct Passt {
     process: Child,
     /// The process, for a signal that cannot reach another one: filters refuse kill(2).
     descriptor: OwnedFd,
+    /// End of this process for frames.
+    socket: UnixStream,
     stderr: StderrExcerpt,
 }
 
@@ -92,6 +97,7 @@ impl Passt {
             return Err(Error::Restricted);
         }
         let (ours, theirs) = UnixStream::pair().map_err(Error::Pair)?;
+        let socket = ours.try_clone().map_err(Error::Pair)?;
         // Some releases of passt require a descriptor above standard error, which `try_clone` guarantees. The
         // duplicate is close-on-exec; `keep_only` clears that flag in the child alone.
         let theirs = OwnedFd::from(theirs).try_clone().map_err(Error::Pair)?;
@@ -113,12 +119,12 @@ impl Passt {
             io::ErrorKind::NotFound => Error::Missing(error),
             _ => Error::Start(error),
         })?;
-        // Without a descriptor, passt ends with the socket.
         let opened = open_process(&process).map_err(Error::Start)?;
         // From here on, an error drops `passt`, which ends the process.
         let passt = Self {
             process,
             descriptor: opened,
+            socket,
             stderr: stderr.clone(),
         };
         let stream = Stream::with_name(ours, "passt".to_owned(), Some(stderr)).map_err(Error::Stream)?;
@@ -127,10 +133,10 @@ impl Passt {
 }
 
 impl Drop for Passt {
-    #[allow(clippy::disallowed_methods, reason = "the process has received SIGKILL")]
     fn drop(&mut self) {
         let descriptor = self.descriptor.as_raw_fd();
-        // Fails if the process has already exited. The wait is short in either case, and leaves no zombie.
+        // Fails if the process has already exited, and for the passt of root: it takes another user, which this process cannot signal
+        // without capabilities.
         // SAFETY: the call takes a null pointer: no further information.
         unsafe {
             libc::syscall(
@@ -141,7 +147,17 @@ impl Drop for Passt {
                 0,
             )
         };
-        let _ = self.process.wait();
+        // passt exits at the end of its socket.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        let mut end = libc::pollfd {
+            fd: descriptor,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: `end` is one structure that is valid for writes.
+        unsafe { libc::poll(&raw mut end, 1, END_TIMEOUT) };
+        // Leaves no zombie.
+        let _ = self.process.try_wait();
     }
 }
 
