@@ -3,13 +3,21 @@
 //! The test is the debugger of the thread: it sets the registers to those of a system call, and releases it. The kernel then ends the
 //! process, which names the call.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
 use std::fs;
 use std::io;
-use std::mem;
 use std::process::Command;
 use std::ptr;
 
+#[cfg(target_arch = "aarch64")]
+use aarch64::set_call;
 use scratch::wait_until;
+#[cfg(target_arch = "x86_64")]
+use x86_64::set_call;
 
 use crate::api::served::ApiProcess;
 use crate::guest::Running;
@@ -102,30 +110,23 @@ fn is_filtered(process: u32, thread: libc::pid_t) -> bool {
     status.contains("\nSeccomp:\t2\n")
 }
 
+/// Makes a request to the stopped `thread`. `data` is null, or a structure of the size that the operation accesses.
+fn request(operation: libc::c_uint, thread: libc::pid_t, address: usize, data: *mut libc::c_void) {
+    let address = ptr::without_provenance_mut::<libc::c_void>(address);
+    // SAFETY: the callers pass the `data` that the operation requires.
+    let result = unsafe { libc::ptrace(operation, thread, address, data) };
+    assert!(result >= 0, "ptrace {operation}: {}", io::Error::last_os_error());
+}
+
 /// Makes `thread` call `number`, and continue.
 fn inject(thread: libc::pid_t, number: libc::c_long, arguments: [u64; 4]) {
-    let request = |operation, data: *mut libc::c_void| {
-        // SAFETY: `data` is null, or a structure of the size that the operation accesses.
-        let result = unsafe { libc::ptrace(operation, thread, ptr::null_mut::<libc::c_void>(), data) };
-        assert!(result >= 0, "ptrace {operation}: {}", io::Error::last_os_error());
-    };
-    request(libc::PTRACE_ATTACH, ptr::null_mut());
+    request(libc::PTRACE_ATTACH, thread, 0, ptr::null_mut());
     let mut status = 0;
     // SAFETY: `status` is valid for writes.
     let waited = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
     assert!(waited == thread && libc::WIFSTOPPED(status));
-    // SAFETY: all-zero bytes are a valid value of the structure.
-    let mut registers: libc::user_regs_struct = unsafe { mem::zeroed() };
-    request(libc::PTRACE_GETREGS, (&raw mut registers).cast());
-    // The thread waits in a system call: its instruction is just before.
-    registers.rip -= 2;
-    registers.rax = number as u64;
-    // No restart of the interrupted call.
-    registers.orig_rax = u64::MAX;
-    [registers.rdi, registers.rsi, registers.rdx, registers.r10] = arguments;
-    (registers.r8, registers.r9) = (u64::MAX, 0);
-    request(libc::PTRACE_SETREGS, (&raw mut registers).cast());
-    request(libc::PTRACE_DETACH, ptr::null_mut());
+    set_call(thread, number, arguments);
+    request(libc::PTRACE_DETACH, thread, 0, ptr::null_mut());
 }
 
 /// Waits until `thread` waits in the kernel: it runs no instruction of its own then.
@@ -166,8 +167,8 @@ fn hostile_event_loop_is_ended() {
 fn hostile_vcpu_thread_is_ended() {
     let others: [Attempt; 4] = [
         (libc::SYS_openat, "openat", [0; 4]),
-        (libc::SYS_unlink, "unlink", [0; 4]),
-        (libc::SYS_rename, "rename", [0; 4]),
+        (libc::SYS_unlinkat, "unlinkat", [0; 4]),
+        (libc::SYS_renameat2, "renameat2", [0; 4]),
         (libc::SYS_accept4, "accept4", [0; 4]),
     ];
     for each in ATTEMPTS.into_iter().chain(others) {
