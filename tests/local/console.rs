@@ -300,6 +300,30 @@ impl Terminal {
     }
 }
 
+/// A shell leaves its controlling terminal for the terminal of its client.
+#[test]
+fn shell_adopts_terminal_of_client() {
+    let directory = Directory::new();
+    crate::kvm_call_order::create_snapshot(&directory, 32);
+    // sh is the leader of the session, and mayfly shell its child.
+    let mut command = Command::new("sh");
+    command.args(["-c", "\"$0\" shell \"$1\" --for \"$2\"; true"]);
+    let socket = directory.text("shell");
+    command.arg(program()).args([&socket, &directory.text("")]);
+    let shell = Terminal::attach(command);
+    scratch::wait_until("the socket of the shell", || directory.path("shell").exists());
+    let mut command = Command::new(program());
+    command.args(["restore", "--shell", &socket, &directory.text("")]);
+    command.stderr(Stdio::piped());
+    let mut client = Terminal::attach(command);
+    scratch::wait_until("raw mode", || client.is_raw());
+    client.press(b"hello terminal");
+    client.expect("hello terminal");
+    client.press(b"q");
+    assert!(client.wait().0.success());
+    assert!(shell.wait().0.success());
+}
+
 fn take_terminal() -> io::Result<()> {
     // SAFETY: setsid takes no pointer, and TIOCSCTTY takes a number.
     if unsafe { libc::setsid() } < 0 || unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } < 0 {

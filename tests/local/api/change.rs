@@ -84,6 +84,71 @@ fn drive_update_refreshes_capacity() {
     process.expect_exit(0);
 }
 
+/// A loop device on a file of 1 MiB.
+struct LoopDevice {
+    path: String,
+    _file: scratch::Temporary,
+}
+
+impl LoopDevice {
+    fn new() -> Self {
+        let file = scratch::Temporary::with(&[0xa5; 1 << 20]);
+        let mut command = Command::new("losetup");
+        let output = scratch::run(command.args(["--find", "--show"]).arg(file.path()));
+        assert!(output.status.success(), "{output:?}");
+        let path = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        Self { path, _file: file }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        scratch::run(Command::new("losetup").args(["--detach", &self.path]));
+    }
+}
+
+#[test]
+fn block_device_discards_and_is_replaced() {
+    if !scratch::require(scratch::Requirement::LoopDevice) {
+        return;
+    }
+    let (first, second) = (LoopDevice::new(), LoopDevice::new());
+    let mut process = ApiProcess::start();
+    put_drive(&process, "a", &first.path, NO_LIMIT);
+    let kernel = file("slow.elf");
+    let body = format!(r#"{{"kernel_image_path":"{kernel}","boot_args":"stay=1"}}"#);
+    process.expect_no_content("PUT", "/boot-source", &body);
+    process.run_action("InstanceStart");
+    process.expect("end 0\n");
+    assert!(
+        fs::read(&first.path).unwrap() == vec![0; 1 << 20],
+        "the discard has an effect"
+    );
+    patch_drive(&process, "a", &format!(",\"path_on_host\":\"{}\"", second.path));
+    process.terminate();
+}
+
+/// The event loop executes what the rate limiter has held back, and starts the thread for the flush.
+#[test]
+fn held_back_requests_complete_after_update() {
+    let mut process = ApiProcess::start();
+    let path = process.directory.write("a", vec![0xa5; 100 * SECTOR]);
+    let body = format!(
+        r#"{{"drive_id":"a","is_root_device":false,"path_on_host":"{path}","cache_type":"Writeback","rate_limiter":{ONE_OPERATION}}}"#
+    );
+    process.expect_no_content("PUT", "/drives/a", &body);
+    process.set_kernel("disk.elf");
+    process.run_action("InstanceStart");
+    process.expect("disk [a] flush\n");
+    patch_drive(
+        &process,
+        "a",
+        r#","rate_limiter":{"ops":{"size":1,"refill_time":1}}"#,
+    );
+    process.expect("ok disk 100 sectors\n");
+    process.expect_exit(0);
+}
+
 #[test]
 fn rejected_update_leaves_drive_unchanged() {
     let mut process = start_throttled();

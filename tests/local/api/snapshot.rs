@@ -5,12 +5,16 @@ mod rejected;
 mod urunc;
 mod working_set;
 
+use std::fs;
+use std::process::Command;
+
 use super::http::NO_CONTENT;
 use super::output::{limiter_without_refill, sum_of_metric};
 use super::served::{
     ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_fifo, expect_progress, load_body,
     load_snapshot, pause_and_create, start_ticker,
 };
+use crate::guests::program;
 
 /// The response to deprecated fields.
 const DEPRECATED: &str =
@@ -39,6 +43,34 @@ fn loaded_guest_waits_for_resume() {
     let restored = load_snapshot(&directory, "state", "memory", "");
     restored.expect_no_content("PATCH", "/vm", RESUMED);
     assert_eq!(restored.state(), "Running");
+    expect_progress(restored, printed);
+}
+
+#[test]
+fn relative_paths_are_in_working_directory() {
+    let directory = Directory::new();
+    let start = |directory: Directory| {
+        let mut command = Command::new(program());
+        command
+            .args(["--api-sock", "api.sock"])
+            .current_dir(directory.root());
+        ApiProcess::spawn(directory, &mut command)
+    };
+    let mut process = start(directory);
+    process.set_kernel("ticker.elf");
+    process.run_action("InstanceStart");
+    process.expect("tick 3\n");
+    process.expect_no_content("PATCH", "/vm", PAUSED);
+    let create = r#"{"snapshot_type":"Full","snapshot_path":"state","mem_file_path":"memory"}"#;
+    process.expect_no_content("PUT", "/snapshot/create", create);
+    let other = Directory::new();
+    for name in ["state", "memory"] {
+        fs::copy(process.directory.path(name), other.path(name)).unwrap();
+    }
+    let printed = process.kill();
+    let restored = start(other);
+    let load = r#"{"snapshot_path":"state","mem_backend":{"backend_type":"File","backend_path":"memory"},"resume_vm":true}"#;
+    restored.expect_no_content("PUT", "/snapshot/load", load);
     expect_progress(restored, printed);
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -107,6 +108,53 @@ fn prefetched_pages_are_in_diff_snapshot() {
         stderr.contains(&set) && stderr.contains("belongs to another snapshot"),
         "{stderr}"
     );
+}
+
+#[test]
+fn cold_memory_file_is_read_ahead() {
+    if !scratch::require(scratch::Requirement::DiskDirectory) {
+        return;
+    }
+    let (kept, directory) = create_snapshot_of("touch.elf", "touched 512 pages\n");
+    let set = kept.text("set");
+    run_restored(&directory, &["--record-working-set", &set], b"q");
+    let memory = fs::File::open(kept.path("s/memory")).unwrap();
+    memory.sync_all().unwrap();
+    let resident = || resident_pages(&memory);
+    let evict = || {
+        // SAFETY: the call has no pointer arguments.
+        unsafe { libc::posix_fadvise(memory.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        resident() == 0
+    };
+    scratch::wait_until("a cold memory file", evict);
+    let clone = restore(&directory, &["--paused", "--working-set", &set]);
+    assert_eq!(clone.state(), "Paused");
+    scratch::wait_until("the working set in the page cache", || resident() >= 512);
+    clone.terminate();
+}
+
+/// Returns the number of pages of `file` in the page cache.
+fn resident_pages(file: &fs::File) -> usize {
+    const PAGE: usize = 4096;
+    let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    // SAFETY: the kernel chooses the address of the mapping.
+    let mapping = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(mapping, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+    let mut pages = vec![0_u8; length.div_ceil(PAGE)];
+    // SAFETY: `pages` has a byte for each page of the mapping.
+    assert_eq!(unsafe { libc::mincore(mapping, length, pages.as_mut_ptr()) }, 0);
+    // SAFETY: nothing refers to the mapping.
+    unsafe { libc::munmap(mapping, length) };
+    pages.iter().filter(|page| **page & 1 != 0).count()
 }
 
 #[test]
