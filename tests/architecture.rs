@@ -142,7 +142,7 @@ const UNSAFE: &[&str] = &[
     "src/process.rs",
     "src/shell/message.rs",
     "src/shell/mod.rs",
-    "src/standby/peer.rs",
+    "src/standby/sys.rs",
     "src/terminal/mod.rs",
     "vmm/src/arch/aarch64/clock.rs",
     "vmm/src/arch/aarch64/gic_state.rs",

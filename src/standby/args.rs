@@ -68,7 +68,6 @@ pub enum Command {
 }
 
 /// Arguments of a supervisor.
-#[allow(dead_code, reason = "the modules of the instances read them")]
 #[derive(Debug)]
 pub struct Args {
     /// Path of the API socket.

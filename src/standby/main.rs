@@ -3,26 +3,49 @@
 //! | module | contents |
 //! |---|---|
 //! | `args` | arguments, help text |
-//! | `supervisor` | event loop |
-//! | `routes` | requests of the API |
-//! | `peer` | users whose connections are served |
+//! | `schema`, `config` | bodies of requests, configuration of an instance |
+//! | `journal` | registrations and failures on disk |
+//! | `registry`, `live` | instances in memory: states, names and addresses; those with a process |
+//! | `queue` | order of the wakes |
+//! | `core` | the state of the supervisor, and what it watches |
+//! | `register`, `lifecycle`, `memory` | its operations: registration; wake, suspend and end; room for wakes |
+//! | `command`, `exchange` | command line of a process, requests to its API |
+//! | `links`, `cgroup` | interfaces and limits of an instance |
+//! | `sys`, `procfs` | system calls; what the kernel reports about processes |
+//! | `supervisor`, `routes`, `metrics` | event loop, API |
 
 #[cfg(not(test))]
 #[path = "../allocator.rs"]
 mod allocator;
 mod args;
+mod cgroup;
+mod command;
+mod config;
+mod core;
+mod exchange;
+mod journal;
+mod lifecycle;
+mod links;
+mod live;
 #[path = "../logging/mod.rs"]
-#[allow(dead_code, reason = "mayfly uses the other functions")]
+#[allow(dead_code, unused_imports, reason = "mayfly uses the rest")]
 mod logging;
-mod peer;
+mod memory;
+mod metrics;
 #[path = "../printable.rs"]
-#[allow(dead_code, reason = "mayfly uses the other functions")]
+#[allow(dead_code, reason = "mayfly uses the rest")]
 mod printable;
 #[path = "../process.rs"]
-#[allow(dead_code, reason = "mayfly uses the other functions")]
+#[allow(dead_code, reason = "mayfly uses the rest")]
 mod process;
+mod procfs;
+mod queue;
+mod register;
+mod registry;
 mod routes;
+mod schema;
 mod supervisor;
+mod sys;
 
 use std::error::Error;
 use std::io::{self, Write};

@@ -1,25 +1,38 @@
 //! Event loop of the supervisor.
 
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use api::http::{self, Handler, HttpLimits, Reply, Request, Server};
 use api::process::LogControl as _;
 use vmm::event_loop::{SignalFd, block_signals, not_ignored};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::EpollEvent;
 
 use super::args::Args;
+use super::core::{self, Core, Source, failed};
+use super::lifecycle::Cause;
 use super::logging::ProcessLog;
-use super::{peer, process, routes};
+use super::registry::{Key, State};
+use super::sys::{self, Slots};
+use super::{process, routes};
 
 /// Signals that end the supervisor.
 const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// Maximum number of events in one wait.
 const BATCH: usize = 64;
-
 /// Clients of the API at once.
 const CONNECTIONS: usize = 64;
+/// Interval of samples and limits of time, while there is a process.
+const TICK: Duration = Duration::from_millis(100);
+/// Interval of writes to the disk.
+const SYNC: Duration = Duration::from_secs(1);
+/// Size of `struct inotify_event` without its name.
+const INOTIFY_EVENT: usize = 16;
 
 /// Failure of the supervisor.
 #[derive(Debug, thiserror::Error)]
@@ -30,42 +43,9 @@ pub enum Error {
     /// The API socket cannot be created.
     #[error(transparent)]
     Socket(http::Error),
-    /// A system call failed.
-    #[error("cannot {operation}")]
-    System {
-        /// Failed operation.
-        operation: &'static str,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// Returns a conversion of the failure of `operation`.
-fn failed(operation: &'static str) -> impl Fn(io::Error) -> Error {
-    move |source| Error::System { operation, source }
-}
-
-/// Event source of the loop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Server,
-    Signals,
-}
-
-impl Source {
-    fn data(self) -> u64 {
-        match self {
-            Self::Server => 0,
-            Self::Signals => 1,
-        }
-    }
-
-    fn from_data(data: u64) -> Option<Self> {
-        [Self::Server, Self::Signals]
-            .into_iter()
-            .find(|source| source.data() == data)
-    }
+    /// The state cannot be opened, or a system call failed.
+    #[error(transparent)]
+    Core(#[from] core::Error),
 }
 
 /// Supervises the instances until a signal. They go on afterwards.
@@ -73,75 +53,171 @@ impl Source {
 /// # Errors
 /// [`Error`]
 pub fn supervise(args: &Args) -> Result<(), Error> {
+    let slots = Slots::reserve().map_err(failed("reserve descriptors"))?;
     // Before any thread starts: threads inherit the mask.
     let signals = not_ignored(&SIGNALS);
     block_signals(&signals).map_err(failed("block signals"))?;
+    // Before the working directory changes.
     let mut log = ProcessLog::new("standby");
     log.configure(&args.log).map_err(Error::Log)?;
-    // Each client can start programs with the rights of this user.
+    let socket = std::path::absolute(&args.socket).map_err(failed("find the API socket"))?;
+    let mut core = Core::open(args, Some(slots))?;
+    core.find_running()
+        .map_err(failed("find the running instances"))?;
+    core.remove_leftover();
+    let signals = SignalFd::new(&signals).map_err(failed("create a signalfd"))?;
+    // Last: a client that finds the socket does not wait for the journal. Each client can start programs with the rights of this user.
     let server = process::create_private(|| {
         let limits = HttpLimits {
             connections: CONNECTIONS,
             ..HttpLimits::default()
         };
-        Server::bind(&args.socket, limits)
+        Server::bind(&socket, limits)
     });
-    let server = server.map_err(Error::Socket)?.only_for(peer::is_permitted);
-    let signals = SignalFd::new(&signals).map_err(failed("create a signalfd"))?;
-    Supervisor::new(server, signals)?.run()
+    let server = server.map_err(Error::Socket)?.only_for(sys::is_permitted);
+    let mut supervisor = Supervisor {
+        core,
+        server,
+        signals,
+        ticked_at: Instant::now(),
+    };
+    supervisor.prepare()?;
+    supervisor.run()
 }
 
 /// The supervisor.
 struct Supervisor {
-    epoll: Epoll,
+    core: Core,
     server: Server,
     signals: SignalFd,
+    ticked_at: Instant,
 }
 
 impl Supervisor {
-    fn new(server: Server, signals: SignalFd) -> Result<Self, Error> {
-        let epoll = Epoll::new().map_err(failed("create an epoll instance"))?;
-        let supervisor = Self {
-            epoll,
-            server,
-            signals,
-        };
-        supervisor.watch(Source::Server, supervisor.server.as_raw_fd())?;
-        supervisor.watch(Source::Signals, supervisor.signals.as_raw_fd())?;
-        Ok(supervisor)
-    }
-
-    fn watch(&self, source: Source, descriptor: RawFd) -> Result<(), Error> {
-        let event = EpollEvent::new(EventSet::IN, source.data());
-        let added = self.epoll.ctl(ControlOperation::Add, descriptor, event);
-        added.map_err(failed("watch a descriptor"))
+    fn prepare(&mut self) -> Result<(), Error> {
+        let core = &mut self.core;
+        core.watch(Source::Server, self.server.as_raw_fd())
+            .map_err(failed("watch the API socket"))?;
+        core.watch(Source::Signals, self.signals.as_raw_fd())
+            .map_err(failed("watch signals"))?;
+        let mut after: Option<Box<str>> = None;
+        loop {
+            let keys = core.registry.page(after.as_deref(), 1000, None);
+            for key in &keys {
+                core.fall_asleep(*key);
+            }
+            match keys.last().and_then(|key| core.registry.get(*key)) {
+                Some(entry) => after = Some(entry.id.clone()),
+                None => return Ok(()),
+            }
+        }
     }
 
     /// Handles events until a signal.
     fn run(mut self) -> Result<(), Error> {
         let mut events = [EpollEvent::default(); BATCH];
         loop {
-            let count = match self.epoll.wait(-1, &mut events) {
+            let count = match self.core.epoll.wait(self.timeout(), &mut events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result.map_err(failed("wait for events"))?,
             };
             for event in &events[..count] {
                 match Source::from_data(event.data()) {
-                    Some(Source::Server) => self.server.serve(&mut RequestHandler),
-                    Some(Source::Signals) if self.signals.read().is_some() => return Ok(()),
-                    _ => {}
+                    Some(Source::Server) => self.server.serve(&mut RequestHandler(&mut self.core)),
+                    Some(Source::Signals) if self.signals.read().is_some() => {
+                        self.core.journal.sync();
+                        return Ok(());
+                    }
+                    Some(source) => self.handle(source),
+                    None => {}
+                }
+            }
+            if self.ticked_at.elapsed() >= TICK {
+                self.tick();
+            }
+        }
+    }
+
+    /// Returns the timeout of a wait in milliseconds. A supervisor whose instances all sleep has none.
+    fn timeout(&self) -> i32 {
+        let is_busy =
+            !self.core.running.is_empty() || self.core.queue.waiting() > 0 || self.core.journal.is_dirty();
+        let left = TICK.saturating_sub(self.ticked_at.elapsed());
+        match is_busy {
+            true => i32::try_from(left.as_millis() + 1).unwrap_or(1),
+            false => -1,
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ticked_at = Instant::now();
+        let core = &mut self.core;
+        core.sample();
+        core.check_deadlines();
+        core.greet_jailed();
+        core.start_waiting();
+        if core.synced_at.elapsed() >= SYNC {
+            core.synced_at = Instant::now();
+            core.journal.sync();
+        }
+    }
+
+    fn handle(&mut self, source: Source) {
+        let core = &mut self.core;
+        match source {
+            Source::Sockets => self.greet_new(),
+            Source::Journal => core.journal.finish_compaction(),
+            Source::Process(key) => core.finish_process(key),
+            Source::Exchange(key) => core.finish_exchange(key),
+            Source::Frame(key) => self.wake_by_frame(key),
+            Source::Server | Source::Signals | Source::Shell(_) => {}
+        }
+    }
+
+    fn wake_by_frame(&mut self, key: Key) {
+        let state = self.core.registry.get(key).map(|entry| entry.state);
+        if state == Some(State::Suspended) {
+            self.core.wake(key, Cause::Frame, None);
+        }
+    }
+
+    /// Asks the processes whose sockets are new.
+    fn greet_new(&mut self) {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = self.core.sockets.read(&mut buffer) {
+            for name in names(&buffer[..length]) {
+                let path = Path::new(OsStr::from_bytes(name));
+                let is_socket = path.extension().is_some_and(|extension| extension == "sock");
+                let id = path.file_stem().and_then(OsStr::to_str).filter(|_| is_socket);
+                if let Some(key) = id.and_then(|id| self.core.registry.find(id)) {
+                    self.core.greet(key);
                 }
             }
         }
     }
 }
 
-/// Executes the requests of clients.
-struct RequestHandler;
+/// Returns the names in events of inotify(7).
+fn names(mut events: &[u8]) -> Vec<&[u8]> {
+    let mut names = Vec::new();
+    // `len` is the last field before the name.
+    while let Some(length) = events.get(INOTIFY_EVENT - 4..INOTIFY_EVENT) {
+        let length = u32::from_ne_bytes([length[0], length[1], length[2], length[3]]) as usize;
+        let Some(name) = events.get(INOTIFY_EVENT..INOTIFY_EVENT + length) else {
+            break;
+        };
+        names.push(name.split(|byte| *byte == 0).next().unwrap_or_default());
+        events = &events[INOTIFY_EVENT + length..];
+    }
+    names
+}
 
-impl Handler for RequestHandler {
+/// Executes the requests of clients.
+struct RequestHandler<'a>(&'a mut Core);
+
+impl Handler for RequestHandler<'_> {
     fn handle(&mut self, request: &Request) -> Reply {
-        Reply::Response(routes::execute(request))
+        Reply::Response(routes::execute(self.0, request))
     }
 
     fn cancel(&mut self) {}

@@ -1,0 +1,696 @@
+//! Lifecycle of an instance: wake, run, suspend, fail.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::cgroup;
+use super::command::{Start, command};
+use super::config::{Config, OnCrash};
+use super::core::{Core, RUN, Source};
+use super::exchange::{Exchange, Purpose};
+use super::links::Links;
+use super::live::{Live, Running};
+use super::memory::Room;
+use super::metrics::Failure;
+use super::procfs::Stat;
+use super::registry::{Entry, Key, Origin, State};
+use super::sys::{self, Exit, Program, StartError};
+
+/// Exit status of a process whose guest is suspended.
+const SUSPENDED: u8 = 123;
+
+/// Maximum time of a wake, from the start of the process until its guest runs.
+const WAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum time until a process accepts a suspend.
+const SUSPEND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Memory in KiB that is expected of a process, until it has run once.
+const EXPECTED_KIB: u64 = 8 << 10;
+
+/// Maximum length of the last line of stderr in a reason, in bytes.
+const MAX_REASON: u64 = 1024;
+
+/// Reason without memory.
+const NO_MEMORY: &str = "cannot wake the instance: running instances use the memory that --memory-limit permits, or that the host has, \
+    and none is idle; raise the limit, or suspend instances";
+
+/// Cause of a wake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A frame to the instance.
+    Frame,
+    /// A request of a client.
+    Request,
+}
+
+impl Core {
+    /// Opens the taps of a sleeping instance, and waits for frames. Without them, the instance is failed.
+    pub fn fall_asleep(&mut self, key: Key) {
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        if entry.state != State::Suspended {
+            return;
+        }
+        let opened = entry.parse().and_then(|config| match entry.links.is_open() {
+            true => Ok(config),
+            false => Links::open(&config).map(|links| {
+                entry.links = links;
+                config
+            }),
+        });
+        let watched = match opened {
+            Ok(config) if config.is_woken_by_frames() => self.watch_frames(key),
+            Ok(_) => Ok(()),
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = watched {
+            self.fail(key, Failure::Tap, &reason);
+        }
+    }
+
+    fn watch_frames(&self, key: Key) -> Result<(), String> {
+        let Some(entry) = self.registry.get(key) else {
+            return Ok(());
+        };
+        for descriptor in entry.links.descriptors() {
+            let watched = self.watch(Source::Frame(key), descriptor);
+            watched.map_err(|error| format!("cannot wait for frames: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Sets the state failed. Only a request wakes the instance then.
+    pub fn fail(&mut self, key: Key, failure: Failure, reason: &str) {
+        self.counters.fail(failure);
+        self.registry.set(key, State::Failed, reason);
+        self.write_failure(key);
+        if let Some(entry) = self.registry.get(key) {
+            log::error!("standby: {} is failed: {reason}", entry.id);
+        }
+    }
+
+    /// Wakes an instance, at once or in its turn. `frames` are the frames that it gets first.
+    pub fn wake(&mut self, key: Key, cause: Cause, frames: Option<File>) {
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        match entry.state {
+            State::Suspended | State::Failed => {}
+            State::Suspending => return self.cancel_suspend(key),
+            State::Waking | State::Running => {
+                if let Some(live) = &mut entry.live {
+                    live.suspends_next = false;
+                }
+                return;
+            }
+        }
+        for descriptor in entry.links.descriptors().collect::<Vec<_>>() {
+            self.unwatch(descriptor);
+        }
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        let expected = match entry.memory_kib {
+            0 => EXPECTED_KIB,
+            known => u64::from(known),
+        };
+        entry.live = Some(Box::new(Live::new(expected, frames)));
+        entry.wakes = entry.wakes.saturating_add(1);
+        let reason = match cause {
+            Cause::Frame => {
+                self.counters.wakes_by_frame += 1;
+                "a frame has arrived"
+            }
+            Cause::Request => {
+                self.counters.wakes_by_request += 1;
+                "a client has requested it"
+            }
+        };
+        self.registry.set(key, State::Waking, reason);
+        self.queue.push(key);
+        self.start_waiting();
+    }
+
+    /// Starts the processes of the next wakes, as far as the limits permit.
+    pub fn start_waiting(&mut self) {
+        while let Some(key) = self.queue.begin() {
+            match self.room_for(key) {
+                Room::Free => {}
+                Room::Later => {
+                    self.registry
+                        .set_reason(key, "waits for memory: an idle instance is suspended first");
+                    self.queue.put_back(key);
+                    return;
+                }
+                Room::None => {
+                    self.queue.end();
+                    self.give_up(key, Failure::Memory, NO_MEMORY);
+                    continue;
+                }
+            }
+            match self.start(key) {
+                Ok(()) => {}
+                Err((Failure::Start, reason)) if self.is_wait_over(key) => {
+                    self.queue.end();
+                    self.give_up(key, Failure::Start, &reason);
+                }
+                // Processes and descriptors get free: the next tick repeats it.
+                Err((Failure::Start, reason)) => {
+                    self.registry.set_reason(key, &reason);
+                    self.queue.put_back(key);
+                    return;
+                }
+                Err((failure, reason)) => {
+                    self.queue.end();
+                    self.drop_live(key);
+                    self.fail(key, failure, &reason);
+                }
+            }
+        }
+    }
+
+    fn is_wait_over(&self, key: Key) -> bool {
+        let live = self.registry.get(key).and_then(|entry| entry.live.as_ref());
+        live.is_some_and(|live| live.woken_at.elapsed() > WAKE_TIMEOUT)
+    }
+
+    /// Ends a wake without a process. The next frame wakes the instance again.
+    pub fn give_up(&mut self, key: Key, failure: Failure, reason: &str) {
+        self.counters.fail(failure);
+        self.drop_live(key);
+        self.registry.set(key, State::Suspended, reason);
+        self.fall_asleep(key);
+    }
+
+    fn drop_live(&mut self, key: Key) {
+        self.running.remove(&key);
+        if let Some(entry) = self.registry.get_mut(key) {
+            entry.live = None;
+        }
+    }
+
+    /// Starts the process of an instance.
+    fn start(&mut self, key: Key) -> Result<(), (Failure, String)> {
+        let Some(entry) = self.registry.get(key) else {
+            return Ok(());
+        };
+        let load = |reason| (Failure::Load, reason);
+        let config = entry.parse().map_err(load)?;
+        let child = self.spawn(entry.id.clone(), key, &config)?;
+        let watched = self.watch(Source::Process(key), child.process.as_raw_fd());
+        let Some(entry) = self.registry.get_mut(key) else {
+            return Ok(());
+        };
+        let Some(live) = &mut entry.live else {
+            return Ok(());
+        };
+        if let Err(error) = watched {
+            // Unwatched, its end would stay unknown.
+            let _ = sys::signal(child.process.as_fd(), libc::SIGKILL);
+            sys::reap(child.process.as_fd());
+            return Err((Failure::Start, format!("cannot watch the process: {error}")));
+        }
+        live.frames = None;
+        live.deadline = Some(Instant::now() + WAKE_TIMEOUT);
+        live.running = Some(Running {
+            pid: child.pid,
+            process: child.process,
+        });
+        self.running.insert(key);
+        Ok(())
+    }
+
+    fn spawn(&mut self, id: Box<str>, key: Key, config: &Config) -> Result<sys::Child, (Failure, String)> {
+        let load = |reason: String| (Failure::Load, reason);
+        let system = |operation: &str| {
+            let operation = operation.to_owned();
+            move |error: io::Error| (Failure::Start, format!("cannot {operation}: {error}"))
+        };
+        let suspend_to = self.suspend_directory(&id, config);
+        create_directory(&suspend_to).map_err(system(&format!("create {}", suspend_to.display())))?;
+        // A name from an earlier process would not be reported again.
+        let socket = self.socket(&id, config);
+        let _ = fs::remove_file(&socket);
+        let mut identity =
+            create(&Self::run_path(&id, "pid")).map_err(system("create the file of the process ID"))?;
+        writeln!(identity, "{}", self.boot_id).map_err(system("write the file of the process ID"))?;
+        let stderr = create(&Self::run_path(&id, "log")).map_err(system("create the log of the process"))?;
+        let cgroup = match (&config.jail, &self.cgroup) {
+            (None, Some(directory)) => cgroup::create(directory, &id, config.limits).map_err(load)?,
+            _ => None,
+        };
+        let Some(entry) = self.registry.get(key) else {
+            return Err(load("the instance is deleted".into()));
+        };
+        let frames = entry.live.as_ref().and_then(|live| live.frames.as_ref());
+        let (ids, mut inherited): (Vec<_>, Vec<_>) = entry.links.taps().unzip();
+        let slots = &mut self.slots;
+        let taps: Vec<_> = ids
+            .into_iter()
+            .enumerate()
+            .map(|(index, id)| (id, slots.number(index)))
+            .collect();
+        let first = taps.first().zip(frames).map(|((id, _), file)| {
+            inherited.push(file.as_fd());
+            (*id, slots.number(inherited.len() - 1))
+        });
+        let start = Start {
+            id: &id,
+            origin: entry.origin,
+            source: source(config, entry.origin, &suspend_to),
+            suspend_to,
+            socket,
+            taps,
+            frames: first,
+        };
+        let (path, arguments) = command(&self.programs, config, &start).map_err(load)?;
+        let started = slots.start(&Program {
+            path: &path,
+            arguments: &arguments,
+            stderr: stderr.as_fd(),
+            inherited: &inherited,
+            identity: identity.as_fd(),
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        });
+        started.map_err(|error| {
+            let _ = fs::remove_file(Self::run_path(&id, "pid"));
+            let failure = match &error {
+                StartError::Full(_) => Failure::Start,
+                StartError::Child(..) => Failure::Load,
+            };
+            (failure, error.to_string())
+        })
+    }
+
+    /// Asks the process whose socket is new to respond once its guest runs.
+    pub fn greet(&mut self, key: Key) {
+        let Some(entry) = self.registry.get(key) else {
+            return;
+        };
+        if entry.state == State::Waking && entry.live.as_ref().is_some_and(|live| live.exchange.is_none()) {
+            // An error leaves the wake to the next attempt or its deadline.
+            let _ = self.request(key, Purpose::Ready);
+        }
+    }
+
+    /// Sends a request to the process of an instance.
+    fn request(&mut self, key: Key, purpose: Purpose) -> Result<(), String> {
+        let entry = self.registry.get(key).ok_or("the instance is deleted")?;
+        let socket = self.socket(&entry.id, &entry.parse()?);
+        let exchange = Exchange::begin(&socket, purpose)
+            .map_err(|error| format!("cannot reach the process at {}: {error}", socket.display()))?;
+        let watched = self.watch(Source::Exchange(key), exchange.stream.as_raw_fd());
+        watched.map_err(|error| format!("cannot wait for the process: {error}"))?;
+        if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
+            live.exchange = Some(exchange);
+        }
+        Ok(())
+    }
+
+    /// Handles the response of a process.
+    pub fn finish_exchange(&mut self, key: Key) {
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        let state = entry.state;
+        let Some(live) = &mut entry.live else { return };
+        let Some(exchange) = &mut live.exchange else {
+            return;
+        };
+        let Some(result) = exchange.receive() else { return };
+        let purpose = exchange.purpose;
+        live.exchange = None;
+        live.deadline = None;
+        match (purpose, result) {
+            // Each response shows that its event loop runs, and with it the guest.
+            (Purpose::Ready, _) if state == State::Waking => self.note_running(key),
+            (Purpose::Suspend, Err(reason)) if state == State::Suspending => {
+                self.counters.fail(Failure::Suspend);
+                self.registry.set(
+                    key,
+                    State::Running,
+                    &format!("cannot suspend the guest: {reason}"),
+                );
+            }
+            (Purpose::Suspend, Ok(())) => {
+                live.deadline = Some(Instant::now() + SUSPEND_TIMEOUT);
+            }
+            (Purpose::Cancel, Ok(())) if state == State::Suspending => {
+                live.wakes_again = false;
+                self.registry.set(key, State::Running, "the suspend is cancelled");
+            }
+            // Too late: the end of the process wakes the instance again.
+            _ => {}
+        }
+    }
+
+    /// Notes that the guest of a wake runs.
+    fn note_running(&mut self, key: Key) {
+        self.queue.end();
+        self.registry.set(key, State::Running, "the guest runs");
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        entry.origin = Origin::Latest;
+        let Some(live) = &mut entry.live else { return };
+        live.active_at = Instant::now();
+        let (time, suspends) = (live.woken_at.elapsed(), live.suspends_next);
+        live.suspends_next = false;
+        self.counters.wake_times.add(time);
+        self.write_failure(key);
+        if suspends {
+            self.suspend(key);
+        }
+        self.start_waiting();
+    }
+
+    /// Suspends an instance.
+    pub fn suspend(&mut self, key: Key) {
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        match entry.state {
+            State::Waking => {
+                if let Some(live) = entry.live.as_mut().filter(|live| live.running.is_some()) {
+                    live.suspends_next = true;
+                } else if self.queue.remove(key) {
+                    self.drop_live(key);
+                    self.registry
+                        .set(key, State::Suspended, "a client has requested it");
+                    self.fall_asleep(key);
+                }
+            }
+            State::Running => match self.request(key, Purpose::Suspend) {
+                Ok(()) => {
+                    self.registry
+                        .set(key, State::Suspending, "a client has requested it");
+                    if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
+                        live.deadline = Some(Instant::now() + SUSPEND_TIMEOUT);
+                    }
+                }
+                Err(reason) => {
+                    self.counters.fail(Failure::Suspend);
+                    self.registry.set(key, State::Running, &reason);
+                }
+            },
+            State::Suspending => {
+                if let Some(live) = &mut entry.live {
+                    live.wakes_again = false;
+                }
+            }
+            State::Suspended | State::Failed => {}
+        }
+    }
+
+    /// Cancels a suspend, or wakes the instance again at its end.
+    fn cancel_suspend(&mut self, key: Key) {
+        if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
+            live.wakes_again = true;
+        }
+        // Without the request, the instance is woken at the end of its process.
+        let _ = self.request(key, Purpose::Cancel);
+    }
+
+    /// Handles the end of a process.
+    pub fn finish_process(&mut self, key: Key) {
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        let Some(live) = entry.live.take() else { return };
+        let (state, id) = (entry.state, entry.id.clone());
+        entry.memory_kib = u32::try_from(live.memory_kib).unwrap_or(u32::MAX);
+        self.running.remove(&key);
+        let exit = live
+            .running
+            .as_ref()
+            .map_or(Exit::Unknown, |running| sys::reap(running.process.as_fd()));
+        if state == State::Waking {
+            self.queue.end();
+        }
+        let log = Self::run_path(&id, "log");
+        let line = last_line(&log).unwrap_or_default();
+        for suffix in ["pid", "sock", "log"] {
+            let _ = fs::remove_file(Self::run_path(&id, suffix));
+        }
+        if let Some(cgroup) = &self.cgroup {
+            cgroup::remove(cgroup, &id);
+        }
+        let line = if live.is_late {
+            "its guest did not run within 30 s"
+        } else {
+            &line
+        };
+        self.note_end(key, state, exit, line);
+        if live.wakes_again {
+            self.wake(key, Cause::Request, None);
+        }
+        self.start_waiting();
+    }
+
+    /// Sets the state after the end of a process.
+    fn note_end(&mut self, key: Key, state: State, exit: Exit, line: &str) {
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        match outcome(entry, state, exit, line) {
+            Outcome::Suspended(reason, origin) => {
+                entry.origin = origin;
+                if exit == Exit::Status(SUSPENDED) {
+                    self.counters.suspends += 1;
+                } else if exit != Exit::Unknown {
+                    self.counters.fail(Failure::Guest);
+                }
+                self.registry.set(key, State::Suspended, &reason);
+                self.write_failure(key);
+                self.fall_asleep(key);
+            }
+            Outcome::Failed(failure, reason) => self.fail(key, failure, &reason),
+        }
+    }
+
+    /// Ends waits whose time is over.
+    pub fn check_deadlines(&mut self) {
+        let now = Instant::now();
+        let is_over = |key: &&Key| {
+            let live = self.registry.get(**key).and_then(|entry| entry.live.as_ref());
+            live.and_then(|live| live.deadline)
+                .is_some_and(|deadline| deadline <= now)
+        };
+        for key in self.running.iter().filter(is_over).copied().collect::<Vec<_>>() {
+            let Some(entry) = self.registry.get_mut(key) else {
+                continue;
+            };
+            let state = entry.state;
+            let Some(live) = &mut entry.live else { continue };
+            live.deadline = None;
+            live.exchange = None;
+            match (state, &live.running) {
+                // Its end has a reason, by `outcome`.
+                (State::Waking, Some(running)) => {
+                    live.is_late = true;
+                    self.counters.fail(Failure::Timeout);
+                    let _ = sys::signal(running.process.as_fd(), libc::SIGKILL);
+                }
+                (State::Suspending, _) => {
+                    self.counters.fail(Failure::Timeout);
+                    let reason = "cannot suspend the guest: the process has not ended within 30 s";
+                    self.registry.set(key, State::Running, reason);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Asks processes that cannot be watched by their directory, those of jails, until they respond.
+    pub fn greet_jailed(&mut self) {
+        let is_greeted = |key: &&Key| {
+            self.registry.get(**key).is_some_and(|entry| {
+                entry.state == State::Waking
+                    && entry.live.as_ref().is_some_and(|live| live.exchange.is_none())
+                    && entry.config.contains("\"jail\"")
+            })
+        };
+        for key in self
+            .running
+            .iter()
+            .filter(is_greeted)
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            self.greet(key);
+        }
+    }
+
+    /// Finds the processes of an earlier supervisor, whose files are in the run directory.
+    ///
+    /// # Errors
+    /// Fails if the directory cannot be read.
+    pub fn find_running(&mut self) -> io::Result<()> {
+        for file in fs::read_dir(RUN)? {
+            let path = file?.path();
+            let is_record = path.extension().is_some_and(|extension| extension == "pid");
+            let id = path
+                .file_stem()
+                .and_then(|stem| stem.to_str())
+                .filter(|_| is_record);
+            let Some(id) = id else { continue };
+            let found = fs::read_to_string(&path)
+                .ok()
+                .and_then(|text| self.open_recorded(&text));
+            let Some(key) = self.registry.find(id) else {
+                log::warn!("standby: {id} is not registered, and its process is left alone");
+                continue;
+            };
+            match found {
+                Some(running) => self.adopt(key, running)?,
+                None => {
+                    let _ = fs::remove_file(&path);
+                    let reason = "the process has ended without a supervisor";
+                    let failed = self
+                        .registry
+                        .get(key)
+                        .is_some_and(|entry| entry.state == State::Failed);
+                    if !failed {
+                        self.registry.set(key, State::Suspended, reason);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the process of a record, if it is still the same one.
+    fn open_recorded(&self, record: &str) -> Option<Running> {
+        let (boot, line) = record.split_once('\n')?;
+        let recorded = Stat::parse(line).filter(|_| boot == self.boot_id)?;
+        // Before the comparison: afterwards the number could belong to another process.
+        let process = sys::open_process(recorded.pid).ok()?;
+        let present = Stat::of(recorded.pid)?;
+        let is_same = present.start == recorded.start && !present.is_zombie;
+        is_same.then_some(Running {
+            pid: recorded.pid,
+            process,
+        })
+    }
+
+    /// Takes over a process of an earlier supervisor.
+    fn adopt(&mut self, key: Key, running: Running) -> io::Result<()> {
+        self.watch(Source::Process(key), running.process.as_raw_fd())?;
+        let Some(entry) = self.registry.get_mut(key) else {
+            return Ok(());
+        };
+        let mut live = Live::new(EXPECTED_KIB, None);
+        live.running = Some(running);
+        entry.live = Some(Box::new(live));
+        self.running.insert(key);
+        self.counters.found += 1;
+        self.registry.set(
+            key,
+            State::Running,
+            "the process of an earlier supervisor was found",
+        );
+        self.write_failure(key);
+        Ok(())
+    }
+}
+
+/// State after the end of a process.
+enum Outcome {
+    Suspended(String, Origin),
+    Failed(Failure, String),
+}
+
+/// Returns the state after the end of a process in `state`, whose last message is `line`.
+fn outcome(entry: &Entry, state: State, exit: Exit, line: &str) -> Outcome {
+    let config = entry.parse();
+    let with_line = |text: String| match line {
+        "" => text,
+        line => format!("{text}: {line}"),
+    };
+    if exit == Exit::Status(SUSPENDED) {
+        let reason = match state {
+            State::Suspending => "the guest is suspended at a request",
+            _ => "the guest was idle",
+        };
+        return Outcome::Suspended(reason.into(), Origin::Latest);
+    }
+    if exit == Exit::Unknown {
+        let reason =
+            "the process of an earlier supervisor has ended; the kernel does not report its exit status";
+        return Outcome::Suspended(reason.into(), Origin::Latest);
+    }
+    let end = match exit {
+        Exit::Signal(signal) => format!("signal {signal} has ended the process"),
+        Exit::Status(status) => format!("the process has ended with status {status}"),
+        Exit::Unknown => String::new(),
+    };
+    if state == State::Waking {
+        return Outcome::Failed(
+            Failure::Load,
+            with_line(format!("cannot wake the instance: {end}")),
+        );
+    }
+    let reason = with_line(end);
+    match config.map(|config| (config.stateful, config.on_crash)) {
+        Ok((false, _)) if exit == Exit::Status(0) => Outcome::Suspended(
+            "the guest has ended; the next wake starts from its snapshot".into(),
+            Origin::Latest,
+        ),
+        Ok((_, OnCrash::Boot)) => Outcome::Suspended(format!("{reason}; the next wake boots"), Origin::Boot),
+        Ok((_, OnCrash::Discard)) => {
+            let reason = format!("{reason}; the next wake starts from the registered snapshot");
+            Outcome::Suspended(reason, Origin::Registered)
+        }
+        _ => Outcome::Failed(Failure::Guest, reason),
+    }
+}
+
+/// Returns the directory of the snapshot from which an instance wakes.
+fn source(config: &Config, origin: Origin, suspend_to: &Path) -> PathBuf {
+    let has_own = config.stateful && origin == Origin::Latest && suspend_to.join("current").exists();
+    if has_own {
+        suspend_to.to_owned()
+    } else {
+        config.snapshot.clone()
+    }
+}
+
+fn create_directory(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Creates an empty file for appended lines.
+fn create(path: &Path) -> io::Result<File> {
+    // A new file: a process that is still there writes to the old one.
+    let _ = fs::remove_file(path);
+    OpenOptions::new()
+        .create_new(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}
+
+/// Returns the last line of the file at `path`.
+fn last_line(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_REASON)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_REASON).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or_default();
+    let line = line.strip_prefix("mayfly: ").unwrap_or(line);
+    Ok(super::printable::printable(line))
+}

@@ -1,0 +1,271 @@
+//! Registration of instances.
+
+use std::path::Path;
+
+use serde_json::Value;
+use vmm::ErrorChain;
+use vmm::config::{DeviceKind, VmConfig};
+use vmm::control;
+
+use super::cgroup;
+use super::config::{Config, OnCrash};
+use super::core::{Core, RUN, remove_snapshots};
+use super::journal::Subject;
+use super::links::Links;
+use super::registry::State;
+use super::sys;
+
+/// Maximum length of an identifier in bytes.
+const MAX_ID: usize = 64;
+/// Maximum length of the path of a socket in bytes (unix(7)).
+const MAX_SOCKET: usize = 107;
+
+/// Rejection of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// HTTP status.
+    pub status: u16,
+    /// Reason.
+    pub reason: String,
+}
+
+impl Rejection {
+    /// The request is invalid.
+    pub fn invalid(reason: impl Into<String>) -> Self {
+        Self::new(400, reason)
+    }
+
+    /// Another state is required.
+    pub fn conflict(reason: impl Into<String>) -> Self {
+        Self::new(409, reason)
+    }
+
+    /// A limit is reached, or the disk is full.
+    pub fn unavailable(reason: impl Into<String>) -> Self {
+        Self::new(503, reason)
+    }
+
+    /// The instance `id` is not registered.
+    pub fn missing(id: &str) -> Self {
+        Self::new(
+            404,
+            format!("cannot find the instance {id:?}: it is not registered; see GET /instances"),
+        )
+    }
+
+    fn new(status: u16, reason: impl Into<String>) -> Self {
+        Self {
+            status,
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Checks the identifier of an instance, which is also the name of files and of its process.
+///
+/// # Errors
+/// A rejection that describes valid identifiers.
+pub fn check_id(id: &str) -> Result<(), Rejection> {
+    let is_valid = (1..=MAX_ID).contains(&id.len())
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    match is_valid {
+        true => Ok(()),
+        false => Err(Rejection::invalid(format!(
+            "cannot register {id:?}: an identifier has 1 to {MAX_ID} letters, digits and hyphens"
+        ))),
+    }
+}
+
+impl Core {
+    /// Registers the instance `id`, which is suspended then.
+    ///
+    /// # Errors
+    /// A rejection with the reason; nothing has changed then.
+    pub fn register(&mut self, id: &str, body: &[u8]) -> Result<(), Rejection> {
+        check_id(id)?;
+        let (config, text) = Config::parse(body).map_err(Rejection::invalid)?;
+        if self.registry.len() >= self.max_instances {
+            let max = self.max_instances;
+            let reason = format!(
+                "cannot register {id:?}: {max} instances are registered; raise --max-instances, or delete one"
+            );
+            return Err(Rejection::unavailable(reason));
+        }
+        cgroup::check(self.cgroup.as_deref(), config.limits).map_err(Rejection::invalid)?;
+        let socket = self.socket(id, &config);
+        if socket.as_os_str().len() > MAX_SOCKET {
+            let reason = format!(
+                "cannot use the socket {}: its path is longer than {MAX_SOCKET} bytes",
+                socket.display()
+            );
+            return Err(Rejection::invalid(reason));
+        }
+        if config.jail.is_some() && !self.programs.jailer.exists() {
+            let path = self.programs.jailer.display();
+            return Err(Rejection::invalid(format!(
+                "jail: cannot find {path}; install it, or name it by --jailer"
+            )));
+        }
+        check_snapshot(&config).map_err(Rejection::invalid)?;
+        let key = self
+            .registry
+            .add(id, &config, text.clone(), "registered")
+            .map_err(Rejection::conflict)?;
+        let opened = Links::open(&config)
+            .map_err(Rejection::conflict)
+            .and_then(|links| {
+                if let Some(entry) = self.registry.get_mut(key) {
+                    entry.links = links;
+                }
+                let value: Value = serde_json::from_str(&text).unwrap_or_default();
+                self.write(Subject::Instance, id, Some(value))
+                    .map_err(Rejection::unavailable)
+            });
+        if let Err(rejection) = opened {
+            self.registry.remove(key);
+            return Err(rejection);
+        }
+        self.fall_asleep(key);
+        Ok(())
+    }
+
+    /// Deletes an instance. A running one is deleted only with `kill`, which ends its process.
+    ///
+    /// # Errors
+    /// A rejection with the reason.
+    pub fn delete(&mut self, id: &str, kill: bool) -> Result<(), Rejection> {
+        let key = self.registry.find(id).ok_or_else(|| Rejection::missing(id))?;
+        let Some(entry) = self.registry.get(key) else {
+            return Err(Rejection::missing(id));
+        };
+        let state = entry.state;
+        let has_process = entry.live.as_ref().is_some_and(|live| live.running.is_some());
+        if has_process && !kill {
+            let state = state.name();
+            let reason = format!(
+                "cannot delete {id:?}: it is {state}; suspend it first, or add ?kill=true to end its process"
+            );
+            return Err(Rejection::conflict(reason));
+        }
+        self.write(Subject::Instance, id, None)
+            .map_err(Rejection::unavailable)?;
+        if entry_has_failure(self, id) {
+            // Without an instance it has no meaning: a failure to remove it is harmless.
+            let _ = self.write(Subject::Failure, id, None);
+        }
+        if state == State::Waking && !self.queue.remove(key) {
+            self.queue.end();
+        }
+        self.running.remove(&key);
+        let Some(entry) = self.registry.remove(key) else {
+            return Ok(());
+        };
+        if let Some(running) = entry.live.as_ref().and_then(|live| live.running.as_ref()) {
+            end_process(running);
+        }
+        for suffix in ["pid", "sock", "log"] {
+            let _ = std::fs::remove_file(Self::run_path(id, suffix));
+        }
+        if let Ok(config) = entry.parse()
+            && config.suspend_to.is_none()
+        {
+            remove_snapshots(self.suspend_directory(id, &config));
+        }
+        self.start_waiting();
+        Ok(())
+    }
+
+    /// Removes the files of instances that do not exist any more from the run directory, at the start.
+    pub fn remove_leftover(&self) {
+        for file in std::fs::read_dir(RUN).into_iter().flatten().flatten() {
+            let path = file.path();
+            let id = path
+                .file_stem()
+                .and_then(|stem| stem.to_str())
+                .unwrap_or_default();
+            let is_used = self
+                .registry
+                .find(id)
+                .and_then(|key| self.registry.get(key))
+                .is_some_and(|entry| entry.live.is_some());
+            let is_process = path.extension().is_some_and(|extension| extension == "pid");
+            if !is_used && !is_process {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+fn entry_has_failure(core: &Core, id: &str) -> bool {
+    let entry = core.registry.find(id).and_then(|key| core.registry.get(key));
+    entry.is_some_and(|entry| entry.has_failure)
+}
+
+/// Kills a process and removes it from the process table at its end, which a signal makes prompt.
+fn end_process(running: &super::live::Running) {
+    use std::os::fd::AsFd;
+    let _ = sys::signal(running.process.as_fd(), libc::SIGKILL);
+    let Ok(process) = running.process.try_clone() else {
+        return;
+    };
+    let pid = running.pid;
+    let spawned = std::thread::Builder::new()
+        .name("reap".into())
+        .spawn(move || sys::await_end(process.as_fd()));
+    if let Err(error) = spawned {
+        log::warn!("standby: process {pid} stays in the process table until the supervisor ends: {error}");
+    }
+}
+
+/// Checks the snapshot of `config`, and that it has the named devices.
+fn check_snapshot(config: &Config) -> Result<(), String> {
+    let directory = &config.snapshot;
+    let current = directory.join("current");
+    let directory: &Path = if current.exists() { &current } else { directory };
+    let described = control::describe_snapshot(&directory.join("state"));
+    let (_, saved) = described.map_err(|error| format!("snapshot_path: {}", ErrorChain(&error)))?;
+    let memory = directory.join("memory");
+    if !memory.is_file() {
+        return Err(format!(
+            "snapshot_path: cannot find the file {}; name a complete snapshot",
+            memory.display()
+        ));
+    }
+    let interfaces: Vec<_> = config.interfaces.iter().map(|interface| &*interface.id).collect();
+    let drives: Vec<_> = config.drives.iter().map(|drive| &*drive.id).collect();
+    check_devices(&saved, DeviceKind::Interface, "network_interfaces", &interfaces)?;
+    check_devices(&saved, DeviceKind::Drive, "drives", &drives)?;
+    if config.on_crash == OnCrash::Boot
+        && config
+            .boot
+            .iter()
+            .any(|argument| argument.starts_with("--api-sock"))
+    {
+        return Err("boot: the supervisor sets --api-sock; remove it".into());
+    }
+    Ok(())
+}
+
+/// Fails unless the devices of `kind` in the snapshot are `named`.
+fn check_devices(saved: &VmConfig, kind: DeviceKind, key: &str, named: &[&str]) -> Result<(), String> {
+    let present: Vec<_> = saved
+        .devices
+        .iter()
+        .filter(|device| device.kind() == kind)
+        .map(|device| device.id())
+        .collect();
+    if let Some(id) = named.iter().find(|id| !present.contains(*id)) {
+        let known = if present.is_empty() {
+            "none".to_owned()
+        } else {
+            present.join(", ")
+        };
+        return Err(format!("{key}: the snapshot has no {id:?}; it has {known}"));
+    }
+    match present.iter().find(|id| !named.contains(*id)) {
+        Some(id) => Err(format!("{key}: {id:?} of the snapshot is missing; add it")),
+        None => Ok(()),
+    }
+}
