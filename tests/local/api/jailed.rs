@@ -1,5 +1,7 @@
 //! VMs in jails of mayfly-jailer, as clients of Firecracker's jailer start them. `jailer/tests` has the details of a jail.
 
+mod features;
+
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -38,8 +40,13 @@ impl Jails {
 
     /// Returns the command of a client: its options of the jailer, then those of the VMM.
     fn command(&self, options: &[&str], of_vmm: &[&str]) -> Command {
+        self.command_as(UNPRIVILEGED, options, of_vmm)
+    }
+
+    /// Returns the command of a client, with `user` as user and group of the VMM.
+    fn command_as(&self, user: u32, options: &[&str], of_vmm: &[&str]) -> Command {
         let mut command = Command::new(jailer());
-        let user = UNPRIVILEGED.to_string();
+        let user = user.to_string();
         command.args(["--uid", &user, "--gid", &user, "--exec-file"]);
         command.arg(program()).arg("--chroot-base-dir").arg(&self.0);
         command.args(options).arg("--").args(of_vmm);

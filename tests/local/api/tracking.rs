@@ -225,6 +225,30 @@ fn diffs_with_packets_are_exact() {
     });
 }
 
+/// Without tracking and /proc, mayfly compares memory with the memory file.
+#[test]
+fn diff_of_restored_vm_without_proc_holds_changes() {
+    let directory = Directory::new();
+    let mut source = ApiProcess::start();
+    start_tracked(&source, "ticker.elf", "");
+    source.expect("tick 3\n");
+    pause_and_create(&source, &directory, "Full", "state", "memory");
+    source.kill();
+    let own = Directory::new();
+    let mut command = Command::new(program());
+    command.args(["--api-sock", &own.text("api.sock")]);
+    hide_proc(&mut command);
+    let mut restored = ApiProcess::spawn(own, &mut command);
+    let load = super::served::load_body(&directory, "state", "memory", r#","resume_vm":true"#);
+    restored.expect_no_content("PUT", "/snapshot/load", &load);
+    restored.expect("tick ");
+    restored.expect("tick ");
+    pause_and_create(&restored, &directory, "Diff", "diff-state", "diff");
+    let response = create_snapshot(&restored, &directory, "Full", "next-state", "next");
+    assert_eq!(response.text, NO_CONTENT);
+    compare(&directory, "memory", "diff", "next");
+}
+
 /// Creates a diff in `memory` after some progress. Returns its output on a merge into `base` and a load.
 #[test]
 fn tracked_diffs_merge_in_order() {

@@ -46,12 +46,11 @@ pub struct FaultHandler {
 impl FaultHandler {
     /// Listens in `directory` and provides the pages of its file `memory`.
     pub fn start(directory: &Directory, memory: &str) -> Self {
-        Self::serve(listen(directory), directory, memory)
+        Self::serve(listen(directory), open_memory(directory, memory))
     }
 
-    /// Provides the pages of the file `memory` in `directory` to a guest that may have connected already.
-    fn serve(listener: UnixListener, directory: &Directory, memory: &str) -> Self {
-        let memory = File::open(directory.path(memory)).unwrap();
+    /// Provides the pages of `memory` to a guest that may have connected already.
+    pub fn serve(listener: UnixListener, memory: File) -> Self {
         let (sender, guest) = mpsc::channel();
         let thread = thread::spawn(move || {
             let stream = scratch::accept(&listener);
@@ -78,6 +77,10 @@ impl FaultHandler {
         drop(guest);
         self.join()
     }
+}
+
+fn open_memory(directory: &Directory, name: &str) -> File {
+    File::open(directory.path(name)).unwrap()
 }
 
 /// Listens in `directory` and replaces an old socket.
@@ -548,7 +551,7 @@ fn late_handler_continues_guest_and_device() {
         // Without effect, now and later: the drive would stop.
         expect_rejected_update(&process);
         expect_wait(&request_in_time(&process, "PATCH", "/vm", PAUSED), "mayfly_io");
-        let handler = FaultHandler::serve(listener, &directory, "memory");
+        let handler = FaultHandler::serve(listener, open_memory(&directory, "memory"));
         process.expect("round 3\n");
         let limiter = r#"{"ops":{"size":1000000,"refill_time":1}}"#;
         let update = format!(r#"{{"drive_id":"d","rate_limiter":{limiter}}}"#);
@@ -585,7 +588,7 @@ fn late_handler_continues_network_interface() {
         let update = format!(r#"{{"iface_id":"n","rx_rate_limiter":{THROTTLED}}}"#);
         let response = request_in_time(&process, "PATCH", "/network-interfaces/n", &update);
         expect_wait(&response, "mayfly_io");
-        let handler = FaultHandler::serve(listener, &directory, "memory");
+        let handler = FaultHandler::serve(listener, open_memory(&directory, "memory"));
         run_command(PING);
         run_command(PING);
         process.terminate();
