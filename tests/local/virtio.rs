@@ -90,6 +90,16 @@ fn writeback_drive_flushes() {
 }
 
 #[test]
+fn flush_of_large_disk_completes() {
+    let disk = scratch::Temporary::with(&[1; 8 << 20]);
+    let guest = file("/guests/slow.elf");
+    let path = disk.path().display();
+    let mut guest = Guest::start(&format!("{guest} --disk {path},cache=writeback -- flush=1"));
+    guest.expect("end 0\n");
+    guest.expect_exit(0);
+}
+
+#[test]
 fn drive_path_may_hold_commas() {
     let path = create_disk("drive,with,,commas", 0xa5);
     let guest = file("/guests/disk.elf");

@@ -132,7 +132,8 @@ fn block_device_discards_and_is_replaced() {
 #[test]
 fn held_back_requests_complete_after_update() {
     let mut process = ApiProcess::start();
-    let path = process.directory.write("a", vec![0xa5; 100 * SECTOR]);
+    // Larger than the pieces of a flush.
+    let path = process.directory.write("a", vec![0xa5; 8 << 20]);
     let body = format!(
         r#"{{"drive_id":"a","is_root_device":false,"path_on_host":"{path}","cache_type":"Writeback","rate_limiter":{ONE_OPERATION}}}"#
     );
@@ -145,7 +146,7 @@ fn held_back_requests_complete_after_update() {
         "a",
         r#","rate_limiter":{"ops":{"size":1,"refill_time":1}}"#,
     );
-    process.expect("ok disk 100 sectors\n");
+    process.expect("ok disk 16384 sectors\n");
     process.expect_exit(0);
 }
 

@@ -14,6 +14,8 @@ use super::served::{
     ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_fifo, expect_progress, load_body,
     load_snapshot, pause_and_create, start_ticker,
 };
+#[cfg(target_arch = "x86_64")]
+use crate::guests::file;
 use crate::guests::program;
 
 /// The response to deprecated fields.
@@ -62,7 +64,10 @@ fn relative_paths_are_in_working_directory() {
     process.expect("tick 3\n");
     process.expect_no_content("PATCH", "/vm", PAUSED);
     let create = r#"{"snapshot_type":"Full","snapshot_path":"state","mem_file_path":"memory"}"#;
-    process.expect_no_content("PUT", "/snapshot/create", create);
+    // Also over existing files.
+    for _ in 0..2 {
+        process.expect_no_content("PUT", "/snapshot/create", create);
+    }
     let other = Directory::new();
     for name in ["state", "memory"] {
         fs::copy(process.directory.path(name), other.path(name)).unwrap();
@@ -71,6 +76,27 @@ fn relative_paths_are_in_working_directory() {
     let restored = start(other);
     let load = r#"{"snapshot_path":"state","mem_backend":{"backend_type":"File","backend_path":"memory"},"resume_vm":true}"#;
     restored.expect_no_content("PUT", "/snapshot/load", load);
+    expect_progress(restored, printed);
+}
+
+/// Other architectures have one interrupt controller.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn snapshot_with_kernel_irqchip_loads_and_is_repeated() {
+    let directory = Directory::new();
+    let (mut command, kernel) = (Command::new(program()), file("ticker.elf"));
+    let socket = directory.text("api.sock");
+    command.args(["run", &kernel, "--irqchip", "kernel", "--api-sock", &socket]);
+    let mut process = ApiProcess::spawn(directory, &mut command);
+    process.expect("tick 3\n");
+    let files = Directory::new();
+    pause_and_create(&process, &files, "Full", "state", "memory");
+    let printed = process.kill();
+    let mut restored = load_snapshot(&files, "state", "memory", r#","resume_vm":true"#);
+    restored.expect(&format!("tick {}\n", count_ticks(&printed) + 3));
+    pause_and_create(&restored, &files, "Full", "state", "memory");
+    let printed = printed + &restored.kill();
+    let restored = load_snapshot(&files, "state", "memory", r#","resume_vm":true"#);
     expect_progress(restored, printed);
 }
 

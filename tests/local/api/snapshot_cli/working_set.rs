@@ -127,7 +127,11 @@ fn cold_memory_file_is_read_ahead() {
         resident() == 0
     };
     scratch::wait_until("a cold memory file", evict);
-    let clone = restore(&directory, &["--paused", "--working-set", &set]);
+    let clone = ApiProcess::start();
+    let [state, path] = ["s/state", "s/memory"].map(|name| kept.text(name));
+    let backend = format!(r#"{{"backend_type":"File","backend_path":"{path}"}}"#);
+    let load = format!(r#"{{"snapshot_path":"{state}","mem_backend":{backend},"working_set":"{set}"}}"#);
+    clone.expect_no_content("PUT", "/snapshot/load", &load);
     assert_eq!(clone.state(), "Paused");
     scratch::wait_until("the working set in the page cache", || resident() >= 512);
     clone.terminate();
