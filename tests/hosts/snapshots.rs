@@ -367,6 +367,24 @@ fn restore_with_handler(guest: Guest) -> Guest {
     guest
 }
 
+/// Starts a guest with `kernel` and processor `features` by requests. The process has prepared a VM without the features.
+pub fn start_with_features(kernel: &str, features: &str) -> Guest {
+    let _ = fs::remove_file(SOCKET);
+    let mut guest = Guest::launch(&format!("--api-sock {SOCKET}"));
+    scratch::wait_until("the API socket", || Path::new(SOCKET).exists());
+    let machine = format!(r#"{{"vcpu_count":1,"mem_size_mib":64,"cpu_features":"{features}"}}"#);
+    request(&mut guest, "PUT", "/machine-config", &machine);
+    let boot = format!(r#"{{"kernel_image_path":"{kernel}"}}"#);
+    request(&mut guest, "PUT", "/boot-source", &boot);
+    request(
+        &mut guest,
+        "PUT",
+        "/actions",
+        r#"{"action_type":"InstanceStart"}"#,
+    );
+    guest
+}
+
 fn request(guest: &mut Guest, method: &str, path: &str, body: &str) {
     let timeout = TIMEOUT.as_secs().to_string();
     let output = scratch::run(

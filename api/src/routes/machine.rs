@@ -37,7 +37,12 @@ pub(super) fn patch_machine(context: &mut RequestContext<'_>) -> Result<Response
     Ok(no_content(has_template))
 }
 
-fn set_machine(context: &mut RequestContext<'_>, machine: MachineConfig) -> Result<(), Error> {
+/// Sets the machine, unless it is the reason for the rejection of the request.
+fn set_machine(
+    context: &mut RequestContext<'_>,
+    machine: Result<MachineConfig, String>,
+) -> Result<(), Error> {
+    let machine = machine.map_err(|reason| Error::rejected(MACHINE, reason))?;
     context
         .control
         .set_machine(machine)

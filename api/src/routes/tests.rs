@@ -332,6 +332,47 @@ fn machine_is_set_and_changed() {
 }
 
 #[test]
+fn processor_features_are_set_by_name() {
+    const FEATURES: [&str; 2] = if cfg!(target_arch = "x86_64") {
+        ["pmu,tsx", "sve"]
+    } else {
+        ["sve,pauth", "pmu"]
+    };
+    let [own, foreign] = FEATURES;
+    let mut fixture = Fixture::new();
+    let put = |names: &str| format!(r#"{{"vcpu_count": 1, "mem_size_mib": 16, "cpu_features": "{names}"}}"#);
+    fixture.expect_no_content("PUT", "/machine-config", &put(own));
+    assert_eq!(fixture.get("/machine-config")["cpu_features"], own);
+    assert_eq!(fixture.get("/vm/config")["machine-config"]["cpu_features"], own);
+    fixture.expect_no_content("PATCH", "/machine-config", r#"{"vcpu_count": 2}"#);
+    assert_eq!(fixture.get("/machine-config")["cpu_features"], own);
+    let unknown = "Machine config error: cpu_features: \"vmx\" is not a processor feature: use sve or pauth on aarch64; virtualization, pmu, \
+                   trace, sgx, resource-control, tsx on x86_64";
+    let rejected = [
+        ("PUT", put("vmx"), unknown),
+        ("PATCH", r#"{"cpu_features": "vmx"}"#.to_owned(), unknown),
+        (
+            "PUT",
+            put(""),
+            "Machine config error: cpu_features: \"\" is not a processor feature",
+        ),
+        (
+            "PUT",
+            put(foreign),
+            "Machine config error: cannot build the machine: cannot create the machine on this architecture: the processor features",
+        ),
+    ];
+    for (method, body, start) in rejected {
+        let fault = fixture.expect_fault(method, "/machine-config", &body);
+        assert!(fault.starts_with(start), "{body}: {fault}");
+    }
+    assert_eq!(fixture.get("/machine-config")["cpu_features"], own);
+    let body = r#"{"vcpu_count": 1, "mem_size_mib": 16}"#;
+    fixture.expect_no_content("PUT", "/machine-config", body);
+    assert_eq!(fixture.get("/machine-config").get("cpu_features"), None);
+}
+
+#[test]
 fn smt_is_accepted_for_even_number_of_vcpus() {
     let mut fixture = Fixture::new();
     // firectl sends the first, ignite the second, a client of many versions both.

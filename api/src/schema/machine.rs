@@ -1,7 +1,7 @@
 //! vCPUs and memory of the machine.
 
 use serde::{Deserialize, Serialize};
-use vmm::config::{MAX_VCPUS, MemorySize, VmConfig};
+use vmm::config::{CpuFeatures, MAX_VCPUS, MemorySize, VmConfig};
 use vmm::control::MachineConfig;
 
 use super::field::{Off, Rule};
@@ -42,6 +42,10 @@ schema! {
             Off::Text(HugePages::WORDS),
             "mayfly does not use hugetlbfs; choose None or Transparent",
         ), update Option<HugePages>;
+        /// Processor features that the guest gets by request alone, separated by commas: sve, pauth on aarch64; virtualization, pmu, trace, sgx,
+        /// resource-control, tsx on x86_64. Firecracker has no such field.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cpu_features: Option<String>, update Option<String>;
         /// Unsupported: CPU templates. Deprecated.
         #[serde(skip_serializing)]
         cpu_template: Option<String> => Rule::Unsupported(
@@ -64,6 +68,7 @@ impl MachineConfiguration {
             memory,
             track_dirty_pages,
             huge_pages,
+            cpu_features,
         } = machine_config(config);
         Self {
             vcpu_count: u8::try_from(vcpus).unwrap_or(u8::MAX),
@@ -76,12 +81,16 @@ impl MachineConfiguration {
             } else {
                 HugePages::None
             }),
+            cpu_features: (cpu_features != CpuFeatures::default()).then(|| cpu_features.to_string()),
             cpu_template: None,
         }
     }
 
     /// Converts to the configuration of the VMM.
-    pub fn into_config(self) -> MachineConfig {
+    ///
+    /// # Errors
+    /// Reason for the rejection of `cpu_features`.
+    pub fn into_config(self) -> Result<MachineConfig, String> {
         let Self {
             vcpu_count,
             mem_size_mib,
@@ -89,15 +98,17 @@ impl MachineConfiguration {
             ht_enabled,
             track_dirty_pages,
             huge_pages,
+            cpu_features,
             cpu_template: _,
         } = self;
-        MachineConfig {
+        Ok(MachineConfig {
             vcpus: vcpu_count.into(),
             smt: smt.or(ht_enabled).unwrap_or_default(),
             memory: memory_size(mem_size_mib),
             track_dirty_pages: track_dirty_pages.unwrap_or_default(),
             huge_pages: is_transparent(huge_pages.unwrap_or_default()),
-        }
+            cpu_features: parse_features(cpu_features.as_deref())?.unwrap_or_default(),
+        })
     }
 }
 
@@ -108,7 +119,10 @@ impl MachineConfigurationUpdate {
     }
 
     /// Applies the changes to the machine of `config`.
-    pub fn apply(self, config: &VmConfig) -> MachineConfig {
+    ///
+    /// # Errors
+    /// Reason for the rejection of `cpu_features`.
+    pub fn apply(self, config: &VmConfig) -> Result<MachineConfig, String> {
         let Self {
             vcpu_count,
             mem_size_mib,
@@ -116,16 +130,18 @@ impl MachineConfigurationUpdate {
             ht_enabled,
             track_dirty_pages,
             huge_pages,
+            cpu_features,
             cpu_template: _,
         } = self;
         let present = machine_config(config);
-        MachineConfig {
+        Ok(MachineConfig {
             vcpus: vcpu_count.map_or(present.vcpus, u32::from),
             smt: smt.or(ht_enabled).unwrap_or(present.smt),
             memory: mem_size_mib.map_or(present.memory, memory_size),
             track_dirty_pages: track_dirty_pages.unwrap_or(present.track_dirty_pages),
             huge_pages: huge_pages.map_or(present.huge_pages, is_transparent),
-        }
+            cpu_features: parse_features(cpu_features.as_deref())?.unwrap_or(present.cpu_features),
+        })
     }
 }
 
@@ -137,7 +153,14 @@ fn machine_config(config: &VmConfig) -> MachineConfig {
         memory: config.memory,
         track_dirty_pages: config.track_dirty_pages,
         huge_pages: config.huge_pages,
+        cpu_features: config.cpu_features,
     }
+}
+
+/// Parses names of processor features, as `--cpu-features` has them.
+fn parse_features(names: Option<&str>) -> Result<Option<CpuFeatures>, String> {
+    let parsed = names.map(str::parse).transpose();
+    parsed.map_err(|reason| format!("cpu_features: {reason}"))
 }
 
 fn is_transparent(pages: HugePages) -> bool {

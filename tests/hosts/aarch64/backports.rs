@@ -5,6 +5,7 @@ use super::programs::on;
 use super::snapshots::{check_counter, check_extension, check_identities, check_ticks};
 use crate::linux::reseed_after_restore;
 use crate::programs::expect_exit;
+use crate::snapshots::start_with_features;
 
 mod gic3 {
     mod fc {
@@ -16,6 +17,11 @@ mod gic3 {
             keys_are_restored => |map| check_extension(map, "pauth.elf", "pauth", "ok pauth 5 keys");
             vectors_are_off_by_default => |map| expect_exit(&on(map, "sve.elf --cpu-features pauth"), "no sve", 0);
             keys_are_off_by_default => |map| expect_exit(&on(map, "pauth.elf --cpu-features sve"), "no pauth", 0);
+            requests_give_vectors => |map| {
+                let mut guest = start_with_features(&format!("/guests/{}/sve.elf", map.name), "sve,pauth");
+                guest.expect("ok sve 256 bytes");
+                guest.terminate();
+            };
             ticks_continue_after_restores => |map| check_ticks(map, "");
             random_numbers_follow_generation_id => |map| reseed_after_restore("/images/vmlinuz", map.console);
         }

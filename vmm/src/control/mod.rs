@@ -36,7 +36,9 @@ use status::StatusHistory;
 use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
 use crate::cancellation::{BeginError, Cancellation};
-use crate::config::{Bucket, DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, VmConfig};
+use crate::config::{
+    Bucket, CpuFeatures, DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, VmConfig,
+};
 use crate::machine::{self, PreparedVm};
 use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
@@ -128,6 +130,8 @@ pub struct MachineConfig {
     pub track_dirty_pages: bool,
     /// The kernel is advised to use huge pages.
     pub huge_pages: bool,
+    /// Processor features that the guest gets by request alone.
+    pub cpu_features: CpuFeatures,
 }
 
 /// A VM and its configuration, from before the start to the end.
@@ -251,10 +255,11 @@ impl Control {
         }
     }
 
-    /// Sets the size of the machine.
+    /// Sets the size of the machine, and its processor features.
     ///
     /// # Errors
-    /// [`Error::AfterStart`], and [`Error::Config`] when a value is out of range.
+    /// [`Error::AfterStart`], [`Error::Config`] when a value is out of range, and [`Error::NoSmt`] and [`Error::Machine`] for a property
+    /// of another architecture.
     pub fn set_machine(&mut self, machine: MachineConfig) -> Result<(), Error> {
         let host = self.host;
         self.builder()?;
@@ -265,6 +270,8 @@ impl Control {
             return Err(Error::NoSmt);
         }
         let spec = without_devices.check(&host).map_err(Error::Config)?;
+        let foreign = |error| Error::Machine(machine::Error::Platform(error));
+        Native::check(&spec).map_err(foreign)?;
         self.builder()?.set_machine(|config| machine.apply(config));
         if let Some(previous) = self.preparation.take() {
             self.preparation = Preparation::change(previous, spec, &self.timeline);
@@ -676,5 +683,6 @@ impl MachineConfig {
         config.memory = self.memory;
         config.track_dirty_pages = self.track_dirty_pages;
         config.huge_pages = self.huge_pages;
+        config.cpu_features = self.cpu_features;
     }
 }

@@ -7,7 +7,9 @@ use std::time::Instant;
 use scratch::Temporary;
 
 use super::{Control, Error, InstanceState, MachineConfig};
-use crate::config::{DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MemorySize, NetConfig, Root};
+use crate::config::{
+    CpuFeatures, DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MemorySize, NetConfig, Root,
+};
 use crate::timeline::Timeline;
 
 fn control() -> Control {
@@ -27,26 +29,56 @@ fn drive(disk: &Temporary, id: &str, root: Option<Root>) -> DriveConfig {
     }
 }
 
-const MACHINE: MachineConfig = MachineConfig {
-    vcpus: 2,
-    smt: false,
-    memory: MemorySize::from_bytes(64 << 20),
-    track_dirty_pages: true,
-    huge_pages: false,
+fn machine() -> MachineConfig {
+    MachineConfig {
+        vcpus: 2,
+        smt: false,
+        memory: MemorySize::from_bytes(64 << 20),
+        track_dirty_pages: true,
+        huge_pages: false,
+        cpu_features: CpuFeatures::default(),
+    }
+}
+
+/// Names of processor features of this architecture, and of the other.
+const FEATURES: [&str; 2] = if cfg!(target_arch = "x86_64") {
+    ["virtualization", "sve"]
+} else {
+    ["sve", "virtualization"]
 };
+
+#[test]
+fn processor_features_of_other_architecture_change_nothing() {
+    let mut control = control();
+    let with = |names: &str| MachineConfig {
+        cpu_features: names.parse().unwrap(),
+        ..machine()
+    };
+    let [own, foreign] = FEATURES;
+    control.set_machine(with(own)).unwrap();
+    let error = control.set_machine(with(foreign)).unwrap_err();
+    let message = crate::ErrorChain(&error).to_string();
+    assert!(message.contains("the processor features"), "{message}");
+    assert_eq!(control.config().cpu_features.to_string(), own);
+    control.set_machine(machine()).unwrap();
+    assert_eq!(control.config().cpu_features, CpuFeatures::default());
+}
 
 #[test]
 fn invalid_machine_config_changes_nothing() {
     let mut control = control();
-    control.set_machine(MACHINE).unwrap();
+    control.set_machine(machine()).unwrap();
     let memory = MemorySize::from_bytes(1 << 60);
     for wrong in [
-        MachineConfig { vcpus: 33, ..MACHINE },
-        MachineConfig { memory, ..MACHINE },
+        MachineConfig {
+            vcpus: 33,
+            ..machine()
+        },
+        MachineConfig { memory, ..machine() },
         MachineConfig {
             vcpus: 3,
             smt: true,
-            ..MACHINE
+            ..machine()
         },
     ] {
         assert!(matches!(control.set_machine(wrong), Err(Error::Config(_))));
@@ -54,7 +86,7 @@ fn invalid_machine_config_changes_nothing() {
     let config = control.config();
     assert_eq!(
         (config.vcpus, config.memory, config.track_dirty_pages),
-        (2, MACHINE.memory, true)
+        (2, machine().memory, true)
     );
 }
 
