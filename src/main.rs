@@ -92,8 +92,10 @@ fn command() -> u8 {
         Command::Run(run) => {
             run::run(*run, started_at, exec).map_err(|error| hints::describe(error.inner(), OptionSet::Run))
         }
-        Command::Restore(restore) => restore::restore(*restore, started_at, exec)
-            .map_err(|error| hints::describe(error.inner(), OptionSet::Restore)),
+        Command::Restore(restore) => restore::restore(*restore, started_at, exec).or_else(|error| {
+            logging::print_message(&hints::describe(error.inner(), OptionSet::Restore));
+            Ok(error.status())
+        }),
         Command::Shell(args) => apart(|| shell::shell(&args, started_at)).map_err(|error| chain(&error)),
         Command::Snapshot(snapshot) => apart(|| snapshot::create(&snapshot))
             .map(|()| process::SUCCESS)

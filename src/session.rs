@@ -38,6 +38,8 @@ const TRIPLE_FAULT: u8 = 120;
 const FAULT: u8 = 121;
 /// Exit status after a suspend.
 const SUSPENDED: u8 = 123;
+/// Exit status if a disk has changed since the snapshot.
+const DRIVE_CHANGED: u8 = 119;
 
 /// Instruction pointer of an x86 processor after reset, Intel SDM volume 3, section 10.1.4.
 const RESET_IP: u64 = 0xfff0;
@@ -96,6 +98,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns the exit status of a command that fails by this error.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Load(LoadSnapshotError::Changed(_))
+            | Self::Shell(ShellError::Load(LoadSnapshotError::Changed(_))) => DRIVE_CHANGED,
+            _ => process::FAILURE,
+        }
+    }
+
     /// Returns the error inside of a transparent variant, or else this error.
     pub fn inner(&self) -> &(dyn std::error::Error + 'static) {
         match self {

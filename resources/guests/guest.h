@@ -36,6 +36,8 @@ void require(const char *what, int holds);
 /* Number of failed checks. */
 extern unsigned failures;
 
+/* Announces to the VMM that the guest is ready: x86_64 by the port behind the debug-exit port. Without effect on aarch64. */
+void announce_ready(void);
 /* Exits with this status: x86_64 by the debug-exit port. On aarch64 it powers off, and resets after the line `exit STATUS` if
    the status is not 0. */
 _Noreturn void finish(u8 status);

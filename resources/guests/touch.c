@@ -1,5 +1,5 @@
 /* Writes to `mib=` (2) MiB from 16 MiB of RAM on, then checks the pages at each serial byte until `q`. A `w` rewrites them before
-   the check. */
+   the check. With `ready=1` it announces that it is ready. */
 #include "boot.h"
 #include "interrupts.h"
 
@@ -30,6 +30,8 @@ void guest(void)
     interrupts_start();
     print("touched %lu pages\n", (end - FROM) / PAGE);
     serial_start(receive);
+    if (option("ready=", 0))
+        announce_ready();
     for (unsigned next = 1; !over; next = bytes + 1) {
         wait_for(&bytes, next);
         if (rewrite)

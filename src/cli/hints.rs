@@ -165,6 +165,7 @@ fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
     } else if let Some(error) = error.downcast_ref() {
         match error {
             LoadSnapshotError::Diff(_) => "mayfly snapshot-merge",
+            LoadSnapshotError::Changed(_) => "--disk ID=PATH, --ignore-drive-changes",
             LoadSnapshotError::Unknown { kind, .. } => match kind {
                 DeviceKind::Drive => "--disk ID=PATH",
                 DeviceKind::Interface => "--net ID=BACKEND",

@@ -261,8 +261,8 @@ fn run(accepted: Accepted, control: Control, timeline: Arc<Timeline>, waiter: Wa
         Ok(end) => end,
         Err(error) => {
             print_message(&hints::describe(error.inner(), OptionSet::Restore));
-            let _ = Reply::Status(process::FAILURE).send(&mut stream);
-            return process::FAILURE;
+            let _ = Reply::Status(error.status()).send(&mut stream);
+            return error.status();
         }
     };
     if let ExitReason::Signal(signal) = end {

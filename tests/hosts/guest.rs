@@ -122,7 +122,8 @@ impl Running {
         }
     }
 
-    fn wait(&mut self) -> ExitStatus {
+    /// Waits for exit. Returns the status.
+    pub fn wait(&mut self) -> ExitStatus {
         while self.receive() {}
         while Instant::now() < self.deadline {
             if let Some(status) = self.mayfly.try_wait().unwrap() {

@@ -1,6 +1,7 @@
 //! Requests before the start. Requests after it require KVM, and are tested in `tests/local`.
 
 mod clients;
+mod scale_to_zero;
 mod snapshot;
 mod specification;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use vmm::config::{AddressRequest, DeviceBackend, DriveBackend, MacAddress, NetBackend, NetOverride};
 use vmm::control::{
-    CreateSnapshotParams, DEFAULT_RECORD_LENGTH, LoadSnapshotParams, MAX_RECORD_MS, MemorySource,
+    CreateSnapshotParams, DEFAULT_RECORD_LENGTH, DriveCheck, LoadSnapshotParams, MAX_RECORD_MS, MemorySource,
     RecordOptions, SnapshotKind, WorkingSetOptions,
 };
 
@@ -148,6 +148,9 @@ schema! {
         /// Rejects the load if only the state file names a file, tap, socket or process to open. Requires an override of each
         /// drive and interface. A tap from network_overrides replaces any other backend.
         untrusted: Option<bool> = false;
+        /// Rejects the load if the disk of a drive has changed since the snapshot, by its length or modification time, unless an
+        /// override names another file. Otherwise, the log has a warning.
+        check_drives: Option<bool> = false;
         /// Removes CPUID bits and model-specific registers of the guest that this host does not support. Otherwise they reject the
         /// load.
         mask_cpu: Option<bool> = false;
@@ -204,6 +207,7 @@ impl SnapshotLoad {
             working_set,
             record_working_set,
             untrusted,
+            check_drives,
             mask_cpu,
         } = self;
         let taps = network_overrides.unwrap_or_default().into_iter();
@@ -224,6 +228,10 @@ impl SnapshotLoad {
                 record: record_working_set.map(RecordWorkingSet::into_params),
             },
             untrusted: untrusted.unwrap_or_default(),
+            drive_check: match check_drives {
+                Some(true) => DriveCheck::Reject,
+                _ => DriveCheck::Warn,
+            },
             mask_cpu: mask_cpu.unwrap_or_default(),
         })
     }

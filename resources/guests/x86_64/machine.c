@@ -13,6 +13,8 @@ _Noreturn void cpu_halt(void)
         __asm__ volatile("cli; hlt");
 }
 
+void announce_ready(void) { outb(DEBUG_EXIT + 1, 1); }
+
 _Noreturn void finish(u8 status)
 {
     outb(DEBUG_EXIT, status);

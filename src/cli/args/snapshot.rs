@@ -6,7 +6,8 @@ use std::time::Duration;
 use lexopt::Arg;
 use vmm::config::{DriveBackend, NetOverride, OptionError};
 use vmm::control::{
-    DEFAULT_RECORD_LENGTH, FirstFramesFile, LoadSnapshotParams, MAX_RECORD_MS, MemorySource, RecordOptions,
+    DEFAULT_RECORD_LENGTH, DriveCheck, FirstFramesFile, LoadSnapshotParams, MAX_RECORD_MS, MemorySource,
+    RecordOptions,
 };
 
 use super::error::{Error, syntax};
@@ -40,7 +41,7 @@ pub struct SnapshotArgs {
     pub diff: bool,
 }
 
-const OPTIONS: [&str; 11] = [
+const OPTIONS: [&str; 12] = [
     "--net",
     FIRST_FRAMES,
     "--disk",
@@ -48,6 +49,7 @@ const OPTIONS: [&str; 11] = [
     "--realtime",
     "--untrusted",
     "--mask-cpu",
+    "--ignore-drive-changes",
     "--shell",
     "--working-set",
     RECORD,
@@ -65,6 +67,7 @@ pub(super) fn parse_restore(parser: &mut lexopt::Parser) -> Result<Option<Box<Re
     let mut restore = RestoreArgs {
         params: LoadSnapshotParams {
             resume: true,
+            drive_check: DriveCheck::Reject,
             ..LoadSnapshotParams::new(PathBuf::new(), PathBuf::new())
         },
         shell: None,
@@ -132,6 +135,7 @@ fn parse_option(
         "--realtime" => params.realtime = true,
         "--untrusted" => params.untrusted = true,
         "--mask-cpu" => params.mask_cpu = true,
+        "--ignore-drive-changes" => params.drive_check = DriveCheck::Ignore,
         "--shell" => restore.shell = Some(path(parser, "restore")?),
         "--working-set" => params.working_set.prefetch = Some(path(parser, "restore")?),
         RECORD => {

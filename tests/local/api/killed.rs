@@ -62,10 +62,14 @@ pub fn start_small_ticker() -> ApiProcess {
 }
 
 /// Random numbers with a fixed seed.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
         // Multiplier and increment of Knuth's MMIX.
         self.0 = self
             .0
@@ -93,7 +97,7 @@ impl KillPoint {
 
     /// Returns `count` kill points spread over `stops`, every second one with a delay.
     pub fn spread(stops: usize, count: usize) -> impl Iterator<Item = Self> {
-        let mut random = Random(count as u64);
+        let mut random = Random::new(count as u64);
         (0..count).map(move |number| {
             let is_delayed = !number.is_multiple_of(2);
             Self {

@@ -26,6 +26,7 @@
 //! | [`tracking`] | diffs with dirty page tracking |
 //! | [`killed`] | SIGKILL during snapshot creation |
 //! | [`disk`] | snapshots on full, read-only and vanishing disks |
+//! | [`suspend`] | suspends of idle VMs |
 //! | [`status`] | status of vCPUs and devices |
 //! | [`roundtrip`] | round trips of guests that detect lost or repeated state |
 //! | [`uffd`] | guest memory from a fault handler |
@@ -67,5 +68,6 @@ mod slow_disk;
 pub mod snapshot;
 mod snapshot_cli;
 mod status;
+mod suspend;
 mod tracking;
 pub mod uffd;

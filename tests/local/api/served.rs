@@ -142,6 +142,13 @@ impl ApiProcess {
         self.running.read_stderr()
     }
 
+    /// Sends `signal`, which must end the process. Returns mayfly's stderr.
+    pub fn end_by(mut self, signal: libc::c_int) -> String {
+        self.running.signal(signal);
+        self.running.expect_signal(signal);
+        self.running.read_stderr()
+    }
+
     /// Sends SIGTERM, which must end the process and remove the socket file.
     pub fn terminate(mut self) {
         self.running.terminate();

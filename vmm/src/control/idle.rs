@@ -52,8 +52,10 @@ pub struct IdleDetector {
     base: Duration,
     /// Last sample and its time; `None` before the first one.
     last: Option<(Instant, Sample)>,
-    /// Begin of the time in which the vCPUs have used a processor without a transfer.
-    spinning: Option<Instant>,
+    /// Begin of the window of the search for a guest that polls, and processor time then.
+    polling_window: (Instant, Duration),
+    /// The last such window has found one.
+    is_polling: bool,
     /// Last reason, and the time at which it was last found.
     reason: Option<(Instant, BusyReason)>,
 }
@@ -67,15 +69,17 @@ impl IdleDetector {
             since: now,
             base: Duration::ZERO,
             last: None,
-            spinning: None,
+            polling_window: (now, Duration::ZERO),
+            is_polling: false,
             reason: None,
         }
     }
 
     /// Returns true if the guest is idle at `sample`. The first window begins with the first sample.
     pub fn update(&mut self, now: Instant, sample: Sample) -> bool {
-        let Some((before, last)) = self.last.replace((now, sample)) else {
+        let Some((_, last)) = self.last.replace((now, sample)) else {
             self.base = sample.cpu;
+            self.polling_window = (now, sample.cpu);
             if !sample.is_ready {
                 self.set_busy(now, sample, BusyReason::NotReady);
             }
@@ -90,18 +94,13 @@ impl IdleDetector {
             (sample.requests != last.requests).then_some(BusyReason::Drive)
         };
         if let Some(reason) = transfer {
-            self.spinning = None;
+            (self.polling_window, self.is_polling) = ((now, sample.cpu), false);
             self.set_busy(now, sample, reason);
             return false;
         }
-        let interval = now.saturating_duration_since(before);
-        let used = sample.cpu.saturating_sub(last.cpu);
-        self.spinning = match used * 2 > interval {
-            true => self.spinning.or(Some(before)),
-            false => None,
-        };
+        self.search_polling(now, sample);
         if sample.cpu.saturating_sub(self.base) > self.max_cpu {
-            let reason = match self.is_polling(now) {
+            let reason = match self.is_polling {
                 true => BusyReason::Polling,
                 false => BusyReason::Cpu,
             };
@@ -121,11 +120,19 @@ impl IdleDetector {
         self.reason = Some((now, reason));
     }
 
-    /// Returns true if the vCPUs have used a processor for all of the cool-down, at least for a second, without a transfer.
-    pub fn is_polling(&self, now: Instant) -> bool {
-        let least = self.cooldown.max(MIN_POLLING);
-        self.spinning
-            .is_some_and(|since| now.saturating_duration_since(since) >= least)
+    fn search_polling(&mut self, now: Instant, sample: Sample) {
+        let (since, base) = self.polling_window;
+        let length = now.saturating_duration_since(since);
+        if length >= self.cooldown.max(MIN_POLLING) {
+            // Half of a processor: other processes of the host may need the rest.
+            self.is_polling = sample.cpu.saturating_sub(base) * 2 > length;
+            self.polling_window = (now, sample.cpu);
+        }
+    }
+
+    /// Returns true if the vCPUs have used a processor for a cool-down, at least for a second, without a transfer.
+    pub fn is_polling(&self) -> bool {
+        self.is_polling
     }
 
     /// Returns the interval of samples.
@@ -273,9 +280,11 @@ mod tests {
         for _ in 0..9 {
             assert_eq!(step(&mut guest, 0), Some(BusyReason::Cpu));
         }
+        assert!(!guest.detector.is_polling());
         assert_eq!(step(&mut guest, 0), Some(BusyReason::Polling));
-        assert!(guest.detector.is_polling(guest.now(1000)));
+        assert!(guest.detector.is_polling());
         assert_eq!(step(&mut guest, 1), Some(BusyReason::Frame));
+        assert!(!guest.detector.is_polling());
         assert_eq!(step(&mut guest, 0), Some(BusyReason::Cpu));
     }
 

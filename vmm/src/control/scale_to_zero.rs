@@ -301,11 +301,8 @@ impl ScaleToZero {
     }
 
     /// Reports a guest that polls, once.
-    fn report_polling(&mut self, now: Instant) {
-        let is_polling = self
-            .detector
-            .as_ref()
-            .is_some_and(|detector| detector.is_polling(now));
+    fn report_polling(&mut self) {
+        let is_polling = self.detector.as_ref().is_some_and(IdleDetector::is_polling);
         if is_polling && !std::mem::replace(&mut self.is_polling_reported, true) {
             self.metrics.polling += 1;
             log::warn!(
@@ -367,7 +364,7 @@ fn create(
 /// them after a power loss.
 fn sync_disks(machine: &Machine) -> Result<(), ScaleToZeroError> {
     machine.drain_devices().map_err(ScaleToZeroError::Drain)?;
-    for (_, disk) in machine.disks().filter(|(_, disk)| !disk.is_read_only()) {
+    for disk in machine.disks().filter(|disk| !disk.is_read_only()) {
         disk.sync().map_err(|source| ScaleToZeroError::Disk {
             path: disk.path().to_owned(),
             source,
@@ -640,7 +637,7 @@ impl Control {
             detector.postpone(now, reason);
             is_idle = false;
         }
-        suspend.report_polling(now);
+        suspend.report_polling();
         suspend.update_state(true, now);
         Some(is_idle)
     }

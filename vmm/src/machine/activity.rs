@@ -98,9 +98,14 @@ impl Machine {
         lock(&self.stop_reasons).has_message()
     }
 
-    /// Returns the open disks with the numbers of their devices.
-    pub(crate) fn disks(&self) -> impl Iterator<Item = (usize, DiskHandle)> {
-        let devices = self.devices.iter().enumerate();
-        devices.filter_map(|(number, device)| Some((number, device.disk()?)))
+    /// Returns the open disks.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = DiskHandle> {
+        self.devices.iter().filter_map(AttachedDevice::disk)
+    }
+
+    /// Returns the open disks that no popped request may still change, with the IDs of their drives.
+    pub(crate) fn settled_disks(&self) -> impl Iterator<Item = (&str, DiskHandle)> {
+        let devices = self.devices.iter();
+        devices.filter_map(|device| Some((device.id(), device.settled_disk()?)))
     }
 }

@@ -165,6 +165,11 @@ trait Attachable: VirtioDevice {
         None
     }
 
+    /// As [`disk`](Self::disk), unless a popped request may still change the disk.
+    fn settled_disk(&self) -> Option<DiskHandle> {
+        None
+    }
+
     /// Returns the descriptor that becomes readable with the next frame to the guest.
     fn wake_descriptor(&self) -> Option<RawFd> {
         None
@@ -217,6 +222,11 @@ impl Attachable for Block {
 
     fn disk(&self) -> Option<DiskHandle> {
         Some(Block::disk(self).handle())
+    }
+
+    fn settled_disk(&self) -> Option<DiskHandle> {
+        let is_settled = !self.has_unfinished_work();
+        is_settled.then(|| Block::disk(self).handle())
     }
 
     fn lock_backend(&mut self) -> Result<(), Error> {
@@ -331,6 +341,11 @@ impl OpenDevice {
         }
     }
 
+    /// Returns the open disk of a drive.
+    pub fn disk(&self) -> Option<DiskHandle> {
+        self.device.disk_handle()
+    }
+
     /// Attaches the device of `config`.
     fn attach(
         self,
@@ -357,6 +372,8 @@ impl OpenDevice {
 trait Attach {
     fn lock_backend(&mut self) -> Result<(), Error>;
 
+    fn disk_handle(&self) -> Option<DiskHandle>;
+
     fn attach(
         self: Box<Self>,
         info: &MmioDeviceInfo,
@@ -366,6 +383,10 @@ trait Attach {
 }
 
 impl<D: Attachable + 'static> Attach for D {
+    fn disk_handle(&self) -> Option<DiskHandle> {
+        self.disk()
+    }
+
     fn lock_backend(&mut self) -> Result<(), Error> {
         Attachable::lock_backend(self)
     }
@@ -398,6 +419,7 @@ pub(super) trait AttachedTransport: Component + Send {
     fn has_requests_in_flight(&mut self) -> bool;
     fn file(&mut self) -> Option<FileIdentity>;
     fn disk(&mut self) -> Option<DiskHandle>;
+    fn settled_disk(&mut self) -> Option<DiskHandle>;
     fn wake_descriptor(&mut self) -> Option<RawFd>;
     fn has_waiting_frame(&mut self) -> bool;
     fn notify_restored(&mut self);
@@ -428,6 +450,10 @@ impl<D: Attachable> AttachedTransport for Transport<D> {
 
     fn disk(&mut self) -> Option<DiskHandle> {
         self.device_mut().disk()
+    }
+
+    fn settled_disk(&mut self) -> Option<DiskHandle> {
+        self.device_mut().settled_disk()
     }
 
     fn wake_descriptor(&mut self) -> Option<RawFd> {
@@ -535,6 +561,11 @@ impl AttachedDevice {
     /// Returns the open disk of a drive.
     pub fn disk(&self) -> Option<DiskHandle> {
         lock(&self.transport).disk()
+    }
+
+    /// As [`disk`](Self::disk), unless a popped request may still change the disk.
+    pub fn settled_disk(&self) -> Option<DiskHandle> {
+        lock(&self.transport).settled_disk()
     }
 
     /// Returns the descriptor that becomes readable with the next frame to the guest. `None` for a drive, while the network is not

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use snapshot::file::{self, Contents, FileIdentity, Header};
 use snapshot::{ArchiveWriter, section};
 
+use super::disks;
 use super::open_files::{FileRole, OpenFile, OpenFiles};
 use super::source::{MACHINE, host_identity};
 use crate::cancellation::{BeginError, Cancellation, Cancelled};
@@ -91,11 +92,12 @@ pub struct CreateSnapshotParams {
     pub memory: PathBuf,
 }
 
-/// Returns an archive that begins with the configuration.
+/// Returns an archive that begins with the configuration and the disks.
 fn begin_archive(machine: &Machine, config: &VmConfig) -> Result<ArchiveWriter, Error> {
     let mut archive = ArchiveWriter::new();
     archive.write(MACHINE, config).map_err(Error::Config)?;
     machine.save_settings(&mut archive).map_err(Error::Config)?;
+    disks::save(machine, &mut archive).map_err(Error::Config)?;
     Ok(archive)
 }
 
@@ -167,6 +169,8 @@ impl CreateSnapshotParams {
             // The write-protection of large memory takes longer.
             && vm.machine().dirty_tracker().is_none()
             && !vm.machine().has_requests_in_flight()
+            // The call that inspects it would wait.
+            && !vm.machine().disks().any(|disk| disk.is_remote())
             && !vm.memory_file().is_some_and(MemoryFile::is_remote)
             && is_in_memory(state)
             && (state == memory || is_in_memory(memory));

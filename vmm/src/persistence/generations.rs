@@ -250,8 +250,8 @@ impl SuspendDirectory {
     pub(crate) fn begin(&self) -> Result<PendingGeneration<'_>, Error> {
         let path = self.next_path();
         let created = create_directory(&path).or_else(|error| match error.kind() {
-            // A suspend that has failed could not remove it.
-            io::ErrorKind::AlreadyExists => fs::remove_dir_all(&path).and_then(|()| create_directory(&path)),
+            // A suspend that has failed could not remove it. Its files are replaced.
+            io::ErrorKind::AlreadyExists if path.is_dir() => Ok(()),
             _ => Err(error),
         });
         match created {
@@ -269,11 +269,20 @@ impl SuspendDirectory {
         for entry in fs::read_dir(&self.path)? {
             let name = entry?.file_name();
             if number_of(Path::new(&name)).is_some_and(|number| number != kept) {
-                fs::remove_dir_all(self.path.join(name))?;
+                remove_generation(&self.path.join(name))?;
             }
         }
         Ok(())
     }
+}
+
+/// Removes the directory of a generation and all files in it.
+// Not by `fs::remove_dir_all`, which removes directories in it too, and needs more system calls.
+fn remove_generation(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        fs::remove_file(entry?.path())?;
+    }
+    fs::remove_dir(path)
 }
 
 /// Creates a directory that only its owner can use: it holds guest memory.
@@ -321,7 +330,7 @@ impl PendingGeneration<'_> {
         atomic::sync_directory(&link).map_err(Error::Sync)?;
         if *current != 0 {
             // The next suspend, or the next open of the directory, removes what stays.
-            let _ = fs::remove_dir_all(path_of(path, *current));
+            let _ = remove_generation(&path_of(path, *current));
         }
         Ok(())
     }
@@ -330,7 +339,7 @@ impl PendingGeneration<'_> {
 impl Drop for PendingGeneration<'_> {
     fn drop(&mut self) {
         if !self.is_current {
-            let _ = fs::remove_dir_all(&self.path);
+            let _ = remove_generation(&self.path);
         }
     }
 }

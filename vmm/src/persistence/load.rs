@@ -1,14 +1,16 @@
 //! Load of a snapshot into a paused VM.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use devices::virtio::block::{self, disk};
+use devices::virtio::block::{self, DiskStamp, disk};
 use snapshot::file::{self, Contents, Links, StateFile};
 use snapshot::{ArchiveReader, section};
 
+use super::disks::{ChangedDrive, DriveCheck, SavedDisks};
 use super::first_frames::{self, FirstFramesFile};
 use super::generations::{self, GenerationFiles, open_current};
 use super::names;
@@ -35,6 +37,9 @@ pub enum Error {
     /// The current generation cannot be opened.
     #[error(transparent)]
     Generation(generations::Error),
+    /// The disk of a drive has changed since the snapshot.
+    #[error(transparent)]
+    Changed(ChangedDrive),
     /// The snapshot is a diff.
     #[error(
         "cannot load {0:?}: it belongs to a Diff snapshot; merge it into the snapshot that it differs from"
@@ -134,6 +139,8 @@ pub struct LoadSnapshotParams {
     pub working_set: WorkingSetOptions,
     /// The state file is untrusted: the load opens nothing that only the state file names.
     pub untrusted: bool,
+    /// Treatment of a drive whose disk has changed since the snapshot, and is not replaced.
+    pub drive_check: DriveCheck,
     /// CPUID bits and model-specific registers that this host does not support are removed. Otherwise the load fails.
     pub mask_cpu: bool,
 }
@@ -143,6 +150,21 @@ pub(super) fn read_config(sections: &mut ArchiveReader<'_>) -> Result<VmConfig, 
     let mut config = VmConfig::read_section(sections, MACHINE)?;
     Native::restore_settings(sections, &mut config)?;
     Ok(config)
+}
+
+/// Configuration in the state file, without overrides, and the disks at the snapshot.
+struct SavedDrives {
+    config: VmConfig,
+    disks: SavedDisks,
+}
+
+impl SavedDrives {
+    fn read(sections: &mut ArchiveReader<'_>) -> Result<Self, Error> {
+        Ok(Self {
+            config: read_config(sections).map_err(Error::Sections)?,
+            disks: SavedDisks::read(sections).map_err(Error::Sections)?,
+        })
+    }
 }
 
 impl LoadSnapshotParams {
@@ -159,6 +181,7 @@ impl LoadSnapshotParams {
             realtime: false,
             working_set: WorkingSetOptions::default(),
             untrusted: false,
+            drive_check: DriveCheck::default(),
             mask_cpu: false,
         }
     }
@@ -185,16 +208,16 @@ impl LoadSnapshotParams {
         &self,
         parts: &MachineParts,
         state: &'s StateFile,
-    ) -> Result<(VcpuRestore, ArchiveReader<'s>), Error> {
+    ) -> Result<(VcpuRestore, SavedDrives, ArchiveReader<'s>), Error> {
         let restore = CpuRestore {
             check: self.cpu_check(),
             advance: self.clock_advance(state).map_err(Error::Sections)?,
         };
         let mut sections = state.reader().map_err(Error::Sections)?;
         // Each section must be consumed.
-        read_config(&mut sections).map_err(Error::Sections)?;
+        let drives = SavedDrives::read(&mut sections)?;
         let vcpus = parts.begin_restore(&mut sections, restore);
-        Ok((vcpus.map_err(Error::Restore)?, sections))
+        Ok((vcpus.map_err(Error::Restore)?, drives, sections))
     }
 
     /// Returns the treatment of links at the paths of the snapshot. [`names::check_files`] has checked the paths of an untrusted
@@ -229,6 +252,8 @@ impl LoadSnapshotParams {
             let opened = memory.map_or_else(open, Ok).map_err(Error::Memory)?;
             files.push((path.clone(), opened));
         }
+        let mut sections = read.reader().map_err(Error::Sections)?;
+        let drives = SavedDrives::read(&mut sections)?;
         for DriveConfig { disk, .. } in spec.config().drives() {
             let opened = disk::open_file(&disk.path, disk.read_only);
             let failed = |source| block::Error::Disk {
@@ -237,9 +262,26 @@ impl LoadSnapshotParams {
             };
             let opened =
                 opened.map_err(|source| Error::Device(machine::DeviceError::Drive(failed(source))))?;
+            self.compare(&drives, &disk.id, &disk.path, DiskStamp::of(&opened))?;
             files.push((disk.path.clone(), opened));
         }
         Ok(files)
+    }
+
+    /// Compares the disk of the drive `id`, open at `path`, with that of the snapshot.
+    fn compare(
+        &self,
+        drives: &SavedDrives,
+        id: &str,
+        path: &Path,
+        found: io::Result<DiskStamp>,
+    ) -> Result<(), Error> {
+        // The open of a disk that cannot be inspected has failed before.
+        let Ok(found) = found else { return Ok(()) };
+        let compared = drives
+            .disks
+            .compare(id, (path, found), &drives.config, &self.overrides);
+        self.drive_check.treat(compared).map_err(Error::Changed)
     }
 
     fn open_generation(&self) -> Result<Option<GenerationFiles>, Error> {
@@ -382,12 +424,17 @@ impl OpenSnapshot {
         let (memory, backing) = mapped.map_err(Error::Memory)?;
         let parts = MachineParts::create(&spec, Some(memory), prepared, timeline);
         let parts = parts.map_err(|source| Error::Machine(machine::Error::Parts(source)))?;
-        let (vcpus, sections) = params.begin_restore(&parts, &state)?;
+        let (vcpus, drives, sections) = params.begin_restore(&parts, &state)?;
         let prefetch = match (set, &backing) {
             (Some(set), MemoryBacking::File(file)) => Some(Prefetch::new(set, file.file())),
             _ => None,
         };
         let devices = open_unlocked_devices(&spec, &mut passed).map_err(Error::Device)?;
+        for (config, device) in spec.config().devices.iter().zip(&devices) {
+            if let Some(disk) = device.disk() {
+                params.compare(&drives, config.id(), disk.path(), disk.stamp())?;
+            }
+        }
         let Console {
             output,
             input,

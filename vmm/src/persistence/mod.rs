@@ -1,6 +1,7 @@
 //! Snapshots of a VM: creation, load, merge and description.
 
 mod create;
+mod disks;
 mod first_frames;
 mod generations;
 mod load;
@@ -18,6 +19,7 @@ use crate::config::VmConfig;
 use crate::memory::dump;
 
 pub use create::{CreateSnapshotParams, Error as CreateSnapshotError, SnapshotKind};
+pub use disks::{ChangedDrive, DriveCheck};
 pub use first_frames::{Error as FirstFramesError, FirstFramesFile};
 pub use generations::{Error as GenerationError, SuspendDirectory, resolve_generation};
 pub use load::{Error as LoadSnapshotError, LoadSnapshotParams, OpenSnapshot};

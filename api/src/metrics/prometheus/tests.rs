@@ -312,6 +312,8 @@ fn metrics_before_start_are_valid() {
         "mayfly_memory_bytes",
         "mayfly_memory_touched_bytes",
         "mayfly_unclaimed_accesses_total",
+        "mayfly_suspends_total",
+        "mayfly_guest_polling_total",
         "mayfly_api_requests_total",
     ];
     assert_eq!(names, expected);

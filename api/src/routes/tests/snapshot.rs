@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vmm::config::{DriveBackend, MacAddress, NetAddresses, NetBackend, NetOverride};
 use vmm::control::{
-    CreateSnapshotParams, LoadSnapshotParams, MemorySource, RecordOptions, SnapshotKind, WorkingSetOptions,
+    CreateSnapshotParams, DriveCheck, LoadSnapshotParams, MemorySource, RecordOptions, SnapshotKind,
+    WorkingSetOptions,
 };
 
 use super::{AFTER, BEFORE};
@@ -233,7 +234,7 @@ fn all_fields_reach_vmm() {
             {"iface_id": "g", "host_dev_name": "tap2", "guest_ip": "10.0.0.2", "ip": "10.0.7.1", "pass": "ipv6",
             "guest_mac": "02:00:00:00:00:01", "mac": "02:00:00:00:07:01"}],
         "drive_overrides": [{"drive_id": "c", "path_on_host": "/d"},
-            {"drive_id": "e", "path_on_host": "/f", "is_read_only": true}], "untrusted": true, "mask_cpu": true,
+            {"drive_id": "e", "path_on_host": "/f", "is_read_only": true}], "untrusted": true, "check_drives": true, "mask_cpu": true,
         "working_set": "/w", "record_working_set": {"path": "/r", "milliseconds": 7}}"#;
     let read_only = DriveBackend {
         path: "/f".into(),
@@ -250,6 +251,8 @@ fn all_fields_reach_vmm() {
         }),
     };
     let expected = LoadSnapshotParams {
+        generations: None,
+        first_frames: Vec::new(),
         state: "/s".into(),
         memory: MemorySource::Uffd("/u".into()),
         overrides: vec![
@@ -270,6 +273,7 @@ fn all_fields_reach_vmm() {
             }),
         },
         untrusted: true,
+        drive_check: DriveCheck::Reject,
         mask_cpu: true,
     };
     assert_eq!(load(body), expected);

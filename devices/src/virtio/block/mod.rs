@@ -408,6 +408,11 @@ impl Block {
         self.in_flight() > 0
     }
 
+    /// Returns true if the disk may still change by a request that the device has popped, also by one that it has suspended.
+    pub fn has_unfinished_work(&self) -> bool {
+        self.in_flight() > 0 || self.executor.has_abandoned()
+    }
+
     fn drain_within(&mut self, timeout: Duration) {
         if self.in_flight() > 0
             && let Some(active) = &mut self.active

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::disk::{Disk, DiskFile, DiskOptions, Error, measure};
 use super::stamp::DiskStamp;
+use crate::medium::Medium;
 
 /// The open file of a disk, without the device.
 #[derive(Clone, Debug)]
@@ -36,6 +37,11 @@ impl DiskHandle {
     /// Returns true if the disk rejects writes.
     pub fn is_read_only(&self) -> bool {
         self.options.read_only
+    }
+
+    /// Returns true if a server or another process provides the file: each call may wait for it.
+    pub fn is_remote(&self) -> bool {
+        self.file.medium == Medium::Remote
     }
 
     /// Writes the disk through to its medium. The call waits for the file system.

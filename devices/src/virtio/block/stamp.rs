@@ -7,13 +7,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use serde::{Deserialize, Serialize};
 
-/// Length and modification time of a disk. The time of a block device does not follow its writes, and is absent.
+/// Length, modification time and identity of a disk. The time of a block device does not follow its writes, and is absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStamp {
     /// Length in bytes.
     pub length: u64,
     /// Seconds and nanoseconds since the epoch.
     pub modified: Option<(i64, i64)>,
+    /// Numbers of device and inode.
+    identity: (u64, u64),
 }
 
 impl DiskStamp {
@@ -31,7 +33,18 @@ impl DiskStamp {
                 false => metadata.len(),
             },
             modified: (!is_device).then(|| (metadata.mtime(), metadata.mtime_nsec())),
+            identity: (metadata.dev(), metadata.ino()),
         })
+    }
+
+    /// Returns true if the disks have the same length and time. A copy with both passes.
+    pub fn has_content_of(&self, other: &Self) -> bool {
+        (self.length, self.modified) == (other.length, other.modified)
+    }
+
+    /// Returns true if both are one file, whatever its names and content are.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        self.identity == other.identity
     }
 }
 
@@ -63,11 +76,12 @@ mod tests {
         let stamp = DiskStamp::of(&file).unwrap();
         assert_eq!(stamp.to_string(), "1024 bytes, modified at 1700000000.000000005");
         file.set_modified(time + Duration::from_nanos(1)).unwrap();
-        assert_ne!(DiskStamp::of(&file).unwrap(), stamp);
+        assert!(!DiskStamp::of(&file).unwrap().has_content_of(&stamp));
         file.set_modified(time).unwrap();
-        assert_eq!(DiskStamp::of(&file).unwrap(), stamp);
+        assert!(DiskStamp::of(&file).unwrap().has_content_of(&stamp));
         file.set_len(512).unwrap();
         file.set_modified(time).unwrap();
-        assert_ne!(DiskStamp::of(&file).unwrap(), stamp);
+        assert!(DiskStamp::of(&file).unwrap().is_same_file(&stamp));
+        assert!(!DiskStamp::of(&file).unwrap().has_content_of(&stamp));
     }
 }
