@@ -54,6 +54,7 @@ fn measure(fixture: &Fixture, rounds: usize) -> io::Result<Vec<Row>> {
     rows.push(shell::memory(fixture, SMALL)?);
     rows.push(resume(fixture, rounds)?);
     rows.extend(full(fixture, rounds)?);
+    rows.extend(suspend(fixture, rounds)?);
     for mib in [SMALL, LARGE] {
         rows.extend(repeated(fixture, mib, rounds)?);
     }
@@ -183,6 +184,41 @@ fn full(fixture: &Fixture, rounds: usize) -> io::Result<[Row; 2]> {
     ])
 }
 
+/// Measures the time from a request to suspend a guest that has touched 2 MiB to the end of the process, against its parts: a full
+/// snapshot by request, and the end of a killed process.
+fn suspend(fixture: &Fixture, rounds: usize) -> io::Result<[Row; 2]> {
+    let directory_path = fixture.new_directory("suspend")?;
+    let parts_path = fixture.new_directory("parts")?;
+    let path = text(&directory_path);
+    let start = || {
+        let guest = process::guest("touch");
+        let mut vm = ApiProcess::start(&["run", &guest, "--memory", "128M", "--suspend-to", &path])?;
+        vm.process.read("touched 512 pages\n".len())?;
+        io::Result::Ok(vm)
+    };
+    let (mut own, mut parts) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let mut vm = start()?;
+        let begin = Instant::now();
+        vm.send("PATCH", "/scale-to-zero", r#"{"action":"Suspend"}"#)?;
+        wait_end(&mut vm)?;
+        own.push(begin.elapsed());
+        let mut vm = start()?;
+        let begin = Instant::now();
+        vm.request("PATCH", "/vm", r#"{"state":"Paused"}"#)?;
+        create(&mut vm, "Full", &parts_path)?;
+        vm.process.0.kill()?;
+        wait_end(&mut vm)?;
+        parts.push(begin.elapsed());
+        clear(&parts_path)?;
+    }
+    let [own, parts] = [own, parts].map(|times| median(times).as_secs_f64() * 1e6);
+    Ok([
+        Row::limit("suspend, 2 MiB of 128 touched: to process gone", own / 1e3, "ms", 5.0),
+        Row::ratio("the same to its parts: pause, create Full, kill", own, parts, 1.3),
+    ])
+}
+
 /// Measures full and diff snapshots of a restored guest that has just written to 256 pages. The floor's guest
 /// does the same before its snapshot, so both have warm caches.
 fn repeated(fixture: &Fixture, mib: u32, rounds: usize) -> io::Result<[Row; 2]> {
@@ -227,6 +263,18 @@ fn floor_diff(fixture: &Fixture, snapshot: &str, directory_path: &Path) -> io::R
     process.send_byte()?;
     process.read(1)?;
     Ok(start.elapsed())
+}
+
+/// Waits for the end of the process. Polls without sleep, for precision.
+fn wait_end(vm: &mut ApiProcess) -> io::Result<()> {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(10) {
+        if vm.process.0.try_wait()?.is_some() {
+            return Ok(());
+        }
+        thread::yield_now();
+    }
+    Err(io::Error::other("the process does not end"))
 }
 
 /// Makes the writer guest write to its pages, then pauses the VM.

@@ -57,6 +57,23 @@ Isolation (docs/security.md):
     };
 }
 
+/// Options of the suspend, which several commands have.
+macro_rules! suspend_options {
+    () => {
+        "\
+Suspend the VM, which ends mayfly with status 123 (docs/scale-to-zero.md):
+      --suspend-to DIR  create the snapshot of a suspend in the existing directory DIR, as a generation that replaces the
+                        one before when it is complete; mayfly restore DIR continues the guest (default none)
+      --idle-after MS   suspend a VM whose guest is idle for MS milliseconds, 1 to 86400000 (default: only mayfly ctl
+                        suspend does)
+      --idle-cpu PERCENT
+                        permit an idle guest PERCENT of one processor, 1 to 100 (default 5)
+      --stateless       end without a snapshot
+
+"
+    };
+}
+
 const MAYFLY: &str = "\
 mayfly - a minimal virtual machine monitor for unikernels on KVM
 
@@ -155,6 +172,7 @@ Log:
       --log-file PATH   write the log to this file or FIFO; SIGHUP reopens it (default stderr)
 
 ",
+    suspend_options!(),
     isolation_options!(),
     "\
 Control the VM from other processes:
@@ -172,6 +190,7 @@ exit status:
   120   triple fault of the guest
   121   KVM cannot run the guest any further, or the mapped image or memory file was truncated
   122   mayfly has no memory left
+  123   the VM is suspended
   148   a seccomp filter refused a system call
 SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal. So does SIGHUP without a log file.
 
@@ -255,6 +274,7 @@ exit status:
   N     the guest wrote N to the debug-exit port 0x501
   1     failure, or triple fault of the guest; the message states the cause
   122   mayfly has no memory left
+  123   the VM is suspended
   148   a seccomp filter refused a system call
   149   the mapped image or memory file was truncated
   152   unknown log level
@@ -287,6 +307,9 @@ Act:
   resume                resume a paused guest
   stop                  send Ctrl-Alt-Del to the guest (x86_64 only). Linux reboots, which ends mayfly; most unikernels
                         ignore the keys. To end any VM, end its process: kill PID
+  suspend               suspend the VM: create a snapshot, and end mayfly with status 123
+  cancel-suspend        cancel a suspend in progress; the guest goes on
+  ready                 announce that the guest is ready: the cool-down of --idle-after begins
   flush-metrics         write a line to the metrics file, if one is configured
 
 Change devices of a running guest:
@@ -322,14 +345,15 @@ Try:   mayfly ctl --api-sock /tmp/vm.sock status
        mayfly ctl --api-sock /tmp/vm.sock request PUT /boot-source - < boot.json
 ";
 
-const RESTORE: &str = "\
+const RESTORE: &str = concat!(
+    "\
 mayfly restore - load a snapshot and resume the VM
 
 usage: mayfly restore DIR [OPTION ...]
 
-DIR holds the files state and memory of mayfly snapshot. Memory is mapped, not read: the first access of the guest to a
-page reads it, and writes of the guest stay private to this VM. Any number of VMs can load one snapshot. Do not change
-the memory file while one of them runs.
+DIR holds the files state and memory of mayfly snapshot, or the generations of --suspend-to, of which the last is
+loaded. Memory is mapped, not read: the first access of the guest to a page reads it, and writes of the guest stay
+private to this VM. Any number of VMs can load one snapshot. Do not change the memory file while one of them runs.
 
 Override the devices; repeat these options for more:
       --net ID=BACKEND  connect interface ID to another backend, as in mayfly run: eth0=tap:tap1 (default: as saved)
@@ -346,6 +370,9 @@ Load a snapshot of an untrusted source:
       --untrusted       open no file, tap, socket or process that only the state file names: --disk and --net must name
                         the host side of each drive and interface. mayfly snapshot-info DIR lists them (default: open
                         the host sides in the state file)
+      --ignore-drive-changes
+                        load although the disk of a drive has changed since the snapshot, by its length or
+                        modification time (default: fail with status 119, unless --disk names another file)
       --mask-cpu        remove processor features of the guest that this host does not support, and log their names; a
                         guest that uses them may crash (default: fail with their names)
 
@@ -368,6 +395,10 @@ Prefetch a working set, the pages that a guest touches first:
                         memory file is not in the page cache, read it in large chunks instead. Prefetched pages count
                         as changed: a diff snapshot contains them. FILE must be recorded with the same snapshot
 
+",
+    suspend_options!(),
+    "\
+Further options:
       --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH, --allow DIR,
       --no-seccomp, --seccomp-filter FILE, --keep-capabilities
                         as in mayfly run
@@ -375,13 +406,15 @@ Prefetch a working set, the pages that a guest touches first:
 A snapshot loads on hosts with the same architecture and processor; mayfly snapshot-info DIR shows both. Its disks and
 taps must exist under their saved names unless overridden.
 
-exit status: that of mayfly run
+exit status: that of mayfly run, or
+  119   the disk of a drive has changed since the snapshot
 
 Try:   mayfly restore /var/snapshots/web --net eth0=tap:tap1
        mayfly restore /var/snapshots/web --net eth0=tap:tap1,guest-ip=10.0.0.2,ip=10.0.7.1
        mayfly restore /var/snapshots/web --record-working-set web.set
        mayfly restore /var/snapshots/web --working-set web.set
-";
+"
+);
 
 const SHELL: &str = concat!(
     "\
