@@ -112,15 +112,16 @@ pub fn command(
 /// Returns the options of a start and a boot alike.
 fn options(config: &Config, start: &Start<'_>, suspend_to: OsString, socket: OsString) -> Vec<OsString> {
     let mut options: Vec<OsString> = vec!["--api-sock".into(), socket, "--id".into(), start.id.into()];
-    options.extend(["--suspend-to".into(), suspend_to]);
+    if config.stateful {
+        options.extend(["--suspend-to".into(), suspend_to]);
+    } else {
+        options.push("--stateless".into());
+    }
     if let Some(time) = config.idle_after_ms {
         options.extend(["--idle-after".into(), time.to_string().into()]);
-    }
-    if let Some(percent) = config.idle_cpu {
-        options.extend(["--idle-cpu".into(), percent.to_string().into()]);
-    }
-    if !config.stateful {
-        options.push("--stateless".into());
+        if let Some(percent) = config.idle_cpu {
+            options.extend(["--idle-cpu".into(), percent.to_string().into()]);
+        }
     }
     options
 }
@@ -258,13 +259,20 @@ mod tests {
 
     #[test]
     fn conditions_of_a_suspend_are_passed() {
-        let scale = json!({"scale_to_zero": {"policy": "off", "stateful": false, "idle_cpu_percent": 2}, "realtime": false});
-        let line = line(scale, |_| ()).unwrap();
-        assert!(
-            line.ends_with("--suspend-to /state/suspended/web --idle-cpu 2 --stateless"),
-            "{line}"
-        );
-        assert!(!line.contains("--idle-after") && !line.contains("--realtime"));
+        for (scale, text) in [
+            (json!({"policy": "off"}), "--suspend-to /state/suspended/web"),
+            (
+                json!({"policy": "off", "stateful": false, "idle_cpu_percent": 2}),
+                "--id web --stateless",
+            ),
+            (
+                json!({"cooldown_time_ms": 7, "stateful": false, "idle_cpu_percent": 2}),
+                "--id web --stateless --idle-after 7 --idle-cpu 2",
+            ),
+        ] {
+            let line = line(json!({"scale_to_zero": scale, "realtime": false}), |_| ()).unwrap();
+            assert!(line.ends_with(text) && !line.contains("--realtime"), "{line}");
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ const SCALE_TO_ZERO: Schema = Schema {
         ),
         optional(
             "idle_cpu_percent",
-            Kind::Integer(0, 100),
+            Kind::Integer(1, 100),
             "Processor time up to which a vCPU is idle. Default: that of mayfly run.",
         ),
         optional(

@@ -11,6 +11,9 @@ use super::sys;
 /// Maximum length of a response in bytes.
 const MAX_RESPONSE: usize = 64 << 10;
 
+/// Reason without a response: the process has ended.
+pub const CLOSED: &str = "it closed the connection";
+
 /// Subject of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -71,10 +74,7 @@ impl Exchange {
         loop {
             match self.stream.read(&mut chunk) {
                 Ok(0) => {
-                    return Some(
-                        self.evaluate()
-                            .unwrap_or_else(|| Err("it closed the connection".into())),
-                    );
+                    return Some(self.evaluate().unwrap_or_else(|| Err(CLOSED.into())));
                 }
                 Ok(count) => self.received.extend_from_slice(&chunk[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

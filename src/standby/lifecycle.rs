@@ -11,7 +11,7 @@ use super::cgroup;
 use super::command::{Start, command};
 use super::config::{Config, OnCrash};
 use super::core::{Core, RUN, Source};
-use super::exchange::{Exchange, Purpose};
+use super::exchange::{CLOSED, Exchange, Purpose};
 use super::links::Links;
 use super::live::{Live, Running};
 use super::memory::Room;
@@ -329,6 +329,10 @@ impl Core {
         match (purpose, result) {
             // Each response shows that its event loop runs, and with it the guest.
             (Purpose::Ready, _) if state == State::Waking => self.note_running(key),
+            // The process ends with the suspend, at the latest at the deadline.
+            (Purpose::Suspend, Err(reason)) if reason == CLOSED => {
+                live.deadline = Some(Instant::now() + SUSPEND_TIMEOUT);
+            }
             (Purpose::Suspend, Err(reason)) if state == State::Suspending => {
                 self.counters.fail(Failure::Suspend);
                 self.registry.set(
@@ -506,13 +510,13 @@ impl Core {
         }
     }
 
-    /// Asks processes that cannot be watched by their directory, those of jails, until they respond.
-    pub fn greet_jailed(&mut self) {
+    /// Asks the processes of wakes that are not asked yet: a socket in a jail is not reported, and another one may not accept connections
+    /// when it is.
+    pub fn greet_waking(&mut self) {
         let is_greeted = |key: &&Key| {
             self.registry.get(**key).is_some_and(|entry| {
                 entry.state == State::Waking
                     && entry.live.as_ref().is_some_and(|live| live.exchange.is_none())
-                    && entry.config.contains("\"jail\"")
             })
         };
         for key in self

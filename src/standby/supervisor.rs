@@ -29,6 +29,8 @@ const BATCH: usize = 64;
 const CONNECTIONS: usize = 64;
 /// Interval of samples and limits of time, while there is a process.
 const TICK: Duration = Duration::from_millis(100);
+/// Maximum time until a process is asked if its guest runs, if its socket is not reported.
+const WAKE_TICK: Duration = Duration::from_millis(4);
 /// Interval of writes to the disk.
 const SYNC: Duration = Duration::from_secs(1);
 /// Size of `struct inotify_event` without its name.
@@ -132,6 +134,9 @@ impl Supervisor {
                     None => {}
                 }
             }
+            if count == 0 {
+                self.core.greet_waking();
+            }
             if self.ticked_at.elapsed() >= TICK {
                 self.tick();
             }
@@ -140,13 +145,16 @@ impl Supervisor {
 
     /// Returns the timeout of a wait in milliseconds. A supervisor whose instances all sleep has none.
     fn timeout(&self) -> i32 {
-        let is_busy =
-            !self.core.running.is_empty() || self.core.queue.waiting() > 0 || self.core.journal.is_dirty();
+        let core = &self.core;
         let left = TICK.saturating_sub(self.ticked_at.elapsed());
-        match is_busy {
-            true => i32::try_from(left.as_millis() + 1).unwrap_or(1),
-            false => -1,
-        }
+        let timeout = if core.queue.active() > 0 {
+            left.min(WAKE_TICK)
+        } else if core.running.is_empty() && core.queue.waiting() == 0 && !core.journal.is_dirty() {
+            return -1;
+        } else {
+            left
+        };
+        i32::try_from(timeout.as_millis() + 1).unwrap_or(1)
     }
 
     fn tick(&mut self) {
@@ -154,7 +162,6 @@ impl Supervisor {
         let core = &mut self.core;
         core.sample();
         core.check_deadlines();
-        core.greet_jailed();
         core.start_waiting();
         if core.synced_at.elapsed() >= SYNC {
             core.synced_at = Instant::now();

@@ -1,0 +1,116 @@
+//! The program of the instances: this test program, which a script executes with the arguments in a variable.
+//!
+//! It behaves as the file `behavior` in the directory of the registered snapshot requests:
+//!
+//! | behavior | meaning |
+//! |---|---|
+//! | (none) | runs until a suspend is requested |
+//! | `fail` | prints a message and fails before it runs |
+//! | `silent` | never opens its API socket |
+//! | `end N` | runs for some milliseconds, then ends with status N |
+//! | `refuse` | rejects each suspend |
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+/// Variable with the arguments.
+const ARGUMENTS: &str = "MAYFLY_FAKE_ARGUMENTS";
+/// Variable with the directory of behavior and records.
+const RECORDS: &str = "MAYFLY_FAKE_RECORDS";
+
+/// Exit status of a suspend.
+const SUSPENDED: i32 = 123;
+
+/// Writes the program to `directory`, and returns its path.
+pub fn install(directory: &scratch::Directory) -> String {
+    let this = std::env::current_exe().unwrap();
+    let script = format!(
+        "#!/bin/sh\n{RECORDS}={} {ARGUMENTS}=\"$*\" exec {} --exact fake::program --nocapture\n",
+        directory.text("snapshot"),
+        this.display()
+    );
+    let path = directory.write("mayfly", script);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&path, mode).unwrap();
+    path
+}
+
+/// Returns the value of `option`.
+fn value<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
+    let index = words.iter().position(|word| *word == option)?;
+    words.get(index + 1).copied()
+}
+
+#[test]
+fn program() {
+    let Ok(arguments) = std::env::var(ARGUMENTS) else {
+        return;
+    };
+    let words: Vec<&str> = arguments.split(' ').collect();
+    run(&words);
+}
+
+fn run(words: &[&str]) {
+    let id = value(words, "--id").unwrap();
+    let records = std::env::var(RECORDS).unwrap();
+    let records = Path::new(&records);
+    let behavior = fs::read_to_string(records.join("behavior")).unwrap_or_default();
+    let log = records.join("starts");
+    let mut log = File::options().create(true).append(true).open(log).unwrap();
+    let alive = File::create(records.join(format!("alive-{id}"))).unwrap();
+    if alive.try_lock().is_err() {
+        writeln!(log, "TWICE {id} {}", process::id()).unwrap();
+    }
+    writeln!(log, "{id} {} {}", process::id(), words.join(" ")).unwrap();
+    if behavior == "fail" {
+        eprintln!("mayfly: an earlier line\nmayfly: cannot use the snapshot: it is of another host");
+        process::exit(1);
+    }
+    if behavior == "silent" {
+        thread::sleep(Duration::from_secs(100));
+    }
+    let listener = UnixListener::bind(value(words, "--api-sock").unwrap()).unwrap();
+    if let Some(status) = behavior.strip_prefix("end ") {
+        let status = status.parse().unwrap();
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            eprintln!("mayfly: the guest has ended");
+            process::exit(status);
+        });
+    }
+    serve(&listener, value(words, "--suspend-to"), &behavior);
+}
+
+/// Serves the API until a suspend.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the supervisor or the test ends this process"
+)]
+fn serve(listener: &UnixListener, suspend_to: Option<&str>, behavior: &str) {
+    loop {
+        let mut stream = listener.accept().unwrap().0;
+        let mut request = [0; 1024];
+        let length = stream.read(&mut request).unwrap();
+        let request = String::from_utf8_lossy(&request[..length]);
+        if request.contains("Suspend") && behavior != "refuse" {
+            if let Some(directory) = suspend_to {
+                let directory = Path::new(directory);
+                let _ = fs::create_dir(directory.join("gen-1"));
+                let _ = fs::remove_file(directory.join("current"));
+                symlink("gen-1", directory.join("current")).unwrap();
+            }
+            process::exit(SUSPENDED);
+        }
+        let response = match request.starts_with("GET") {
+            true => "HTTP/1.1 200 \r\nContent-Length: 19\r\n\r\n{\"state\":\"Running\"}",
+            false => "HTTP/1.1 400 \r\nContent-Length: 28\r\n\r\n{\"fault_message\":\"not today\"}",
+        };
+        let _ = stream.write_all(response.as_bytes());
+    }
+}

@@ -1,0 +1,109 @@
+//! Supervisors that are killed at any time.
+
+use std::thread;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::fixture::Supervisor;
+
+/// Number of kills.
+const KILLS: u32 = 200;
+
+/// Identifiers of the instances.
+const IDS: [&str; 4] = ["a", "b", "c", "d"];
+
+/// Pseudo-random numbers, xorshift with a fixed seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// Expects that the supervisor and the processes agree.
+fn expect_agreement(supervisor: &Supervisor, round: u32) {
+    for id in IDS {
+        scratch::wait_until(&format!("{id} is settled after kill {round}"), || {
+            let state = supervisor.get(id)["state"].as_str().unwrap().to_owned();
+            match state.as_str() {
+                "running" => supervisor.is_alive(id),
+                "suspended" => !supervisor.is_alive(id),
+                "failed" => panic!("{id} after kill {round}: {}", supervisor.get(id)),
+                _ => false,
+            }
+        });
+    }
+    let twice = supervisor
+        .starts()
+        .into_iter()
+        .find(|line| line.starts_with("TWICE"));
+    assert_eq!(twice, None, "after kill {round}");
+}
+
+#[test]
+fn killed_supervisor_finds_sleepers_and_running_instances() {
+    let mut supervisor = Supervisor::start(&[]);
+    let mut random = Random(0x6d61_7966_6c79);
+    for id in IDS {
+        supervisor.register(id, json!({}));
+    }
+    for round in 0..KILLS {
+        let requests: Vec<_> = (0..3)
+            .map(|_| {
+                let id = IDS[usize::try_from(random.below(4)).unwrap()];
+                (id, ["wake", "suspend"][usize::try_from(random.below(2)).unwrap()])
+            })
+            .collect();
+        let delay = Duration::from_micros(random.below(12_000));
+        for (id, state) in requests {
+            let path = format!("/instances/{id}/state");
+            // A running suspend may reject it.
+            supervisor.request("PUT", &path, Some(&json!({ "state": state })));
+        }
+        thread::sleep(delay);
+        supervisor.kill();
+        supervisor.restart();
+        expect_agreement(&supervisor, round);
+    }
+    let found = supervisor.starts().len();
+    assert!(found > 20, "only {found} processes were started");
+}
+
+#[test]
+fn instances_go_on_after_the_supervisor() {
+    let mut supervisor = Supervisor::start(&[]);
+    supervisor.register("web", json!({}));
+    supervisor.set("web", "wake");
+    supervisor.await_state("web", "running");
+    let pid = supervisor.get("web")["pid"].clone();
+    supervisor.kill();
+    supervisor.restart();
+    assert!(
+        supervisor
+            .await_state("web", "running")
+            .contains("earlier supervisor")
+    );
+    assert_eq!(supervisor.get("web")["pid"], pid);
+    assert_eq!(supervisor.metric("mayfly_standby_found_total"), 1);
+    supervisor.set("web", "suspend");
+    supervisor.await_state("web", "suspended");
+    // An end between two supervisors.
+    supervisor.set("web", "wake");
+    supervisor.await_state("web", "running");
+    let pid = i32::try_from(supervisor.get("web")["pid"].as_i64().unwrap()).unwrap();
+    supervisor.kill();
+    // SAFETY: the call takes no pointer.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    scratch::wait_until("the process ends", || !supervisor.is_alive("web"));
+    supervisor.restart();
+    assert!(
+        supervisor
+            .await_state("web", "suspended")
+            .contains("without a supervisor")
+    );
+}

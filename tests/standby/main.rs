@@ -1,0 +1,17 @@
+//! mayfly-standby with a fake program in the place of mayfly: no test needs /dev/kvm.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `fake` | the program of the instances |
+//! | `fixture` | a supervisor and its client |
+//! | `states` | states and their reasons |
+//! | `killed` | supervisors that are killed at any time |
+//! | `many` | many registered instances |
+
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
+mod fake;
+mod fixture;
+mod killed;
+mod many;
+mod states;
