@@ -1,4 +1,4 @@
-//! Command line of Firecracker's jailer, and `--force`.
+//! Command line of Firecracker's jailer, with `--force`, `--pass-fd` and `--plain-arguments`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
@@ -54,6 +54,10 @@ pub struct Args {
     pub open_files: u64,
     /// Remove the files of an earlier VMM that has ended.
     pub force: bool,
+    /// Inherited descriptors of the VMM.
+    pub passed: Vec<i32>,
+    /// The VMM gets no argument of the jailer.
+    pub plain_arguments: bool,
     /// Arguments of the VMM.
     pub rest: Vec<OsString>,
 }
@@ -105,7 +109,7 @@ pub enum Error {
 }
 
 /// Options with a value.
-const VALUED: [&str; 10] = [
+const VALUED: [&str; 11] = [
     "id",
     "exec-file",
     "uid",
@@ -116,11 +120,14 @@ const VALUED: [&str; 10] = [
     "cgroup-version",
     "parent-cgroup",
     "resource-limit",
+    PASS_FD,
 ];
+/// Option with a descriptor of the VMM.
+const PASS_FD: &str = "pass-fd";
 /// Options that may be repeated.
-const REPEATED: [&str; 2] = ["cgroup", "resource-limit"];
+const REPEATED: [&str; 3] = ["cgroup", "resource-limit", PASS_FD];
 /// Options without a value.
-const PLAIN: [&str; 3] = ["daemonize", "new-pid-ns", "force"];
+const PLAIN: [&str; 4] = ["daemonize", "new-pid-ns", "force", "plain-arguments"];
 
 /// Values of the options, before the required ones are checked.
 #[derive(Default)]
@@ -136,7 +143,29 @@ struct Given {
     parent_cgroup: Option<Vec<String>>,
     file_size: Option<u64>,
     open_files: Option<u64>,
+    passed: Vec<i32>,
     names: Vec<&'static str>,
+}
+
+/// Returns the descriptors of `--pass-fd` in the arguments before the VMM's, as far as they are valid: they must stay open until
+/// [`parse`], which rejects the others.
+pub fn passed(arguments: &[OsString]) -> Vec<i32> {
+    let own = arguments.iter().take_while(|argument| *argument != "--");
+    let texts: Vec<&str> = own.filter_map(|argument| argument.to_str()).collect();
+    let separate = texts
+        .windows(2)
+        .filter(|pair| pair[0] == "--pass-fd")
+        .map(|pair| pair[1]);
+    let joined = texts.iter().filter_map(|text| text.strip_prefix("--pass-fd="));
+    separate
+        .chain(joined)
+        .filter_map(|text| parse_descriptor(text).ok())
+        .collect()
+}
+
+fn parse_descriptor(text: &str) -> Result<i32, &'static str> {
+    let number = text.parse().ok().filter(|number| *number > 2);
+    number.ok_or("expected the number of an open descriptor above 2")
 }
 
 /// Parses the arguments, without the name of the program.
@@ -219,6 +248,7 @@ impl Given {
                     _ => return Err(invalid("expected 1 or 2")),
                 });
             }
+            PASS_FD => self.passed.push(parse_descriptor(text()?).map_err(invalid)?),
             "parent-cgroup" => self.parent_cgroup = Some(parse_parent(text()?).map_err(invalid)?),
             _ => self.set_limit(text()?).map_err(invalid)?,
         }
@@ -239,6 +269,7 @@ impl Given {
     fn complete(self, rest: Vec<OsString>) -> Result<Command, Error> {
         let has = |name| self.names.contains(&name);
         let (daemonize, new_pid_ns, force) = (has("daemonize"), has("new-pid-ns"), has("force"));
+        let plain_arguments = has("plain-arguments");
         Ok(Command::Jail(Box::new(Args {
             id: self.id.ok_or(Error::Missing("id"))?,
             exec_file: self.exec_file.ok_or(Error::Missing("exec-file"))?,
@@ -254,6 +285,8 @@ impl Given {
             file_size: self.file_size,
             open_files: self.open_files.unwrap_or(OPEN_FILES),
             force,
+            passed: self.passed,
+            plain_arguments,
             rest,
         })))
     }
@@ -334,6 +367,8 @@ mod tests {
                 cgroups: Vec::new(),
                 cgroup_version: 1,
                 parent_cgroup: None,
+                passed: Vec::new(),
+                plain_arguments: false,
                 file_size: None,
                 open_files: 2048,
                 force: false,
@@ -430,5 +465,17 @@ mod tests {
                 .unwrap_err()
                 .contains("1 to 64 letters")
         );
+    }
+
+    #[test]
+    fn passed_descriptors_are_those_before_the_arguments_of_the_vmm() {
+        let passed = |line: &str| {
+            let arguments: Vec<_> = line.split(' ').map(Into::into).collect();
+            super::passed(&arguments)
+        };
+        assert_eq!(passed("--pass-fd 7 --id a --pass-fd=9 -- --pass-fd 11"), [7, 9]);
+        assert_eq!(passed("--pass-fd 2 --pass-fd x --pass-fd"), [0; 0]);
+        let error = parse_line("--id a --exec-file f --uid 1 --gid 1 --pass-fd 2").unwrap_err();
+        assert!(error.contains("descriptor above 2"), "{error}");
     }
 }

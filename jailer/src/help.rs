@@ -34,6 +34,10 @@ limits:
   --resource-limit fsize=N
                           maximum size in bytes of a file that the VMM writes (default: unlimited)
 
+descriptors and arguments:
+  --pass-fd N             leave the inherited descriptor N open for the VMM; may be repeated
+  --plain-arguments       give the VMM only the arguments after --, without --id and the clocks of Firecracker's jailer
+
 other:
   --help                  print this text
   --version               print the release of Firecracker's jailer with the same options

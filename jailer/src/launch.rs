@@ -86,7 +86,10 @@ impl Launch {
         let text = |text: &OsString| sys::c_string(text).map_err(Error::path("pass the argument", text));
         let path = text(&sys::affixed("/", &program.name, ""))?;
         let rest = args.rest.iter().map(text).collect::<Result<_, _>>()?;
-        let head = vec![path.clone(), c"--id".to_owned(), text(&args.id.clone().into())?];
+        let mut head = vec![path.clone()];
+        if !args.plain_arguments {
+            head.extend([c"--id".to_owned(), text(&args.id.clone().into())?]);
+        }
         Ok(Self {
             path,
             head,
@@ -238,6 +241,11 @@ impl Launch {
             ("--parent-cpu-time-us", earlier + own),
         ];
         let mut arguments = self.head.clone();
+        // Only the program, without the jailer's arguments.
+        if arguments.len() == 1 {
+            arguments.extend(self.rest.iter().cloned());
+            return Ok(arguments);
+        }
         for (option, time) in times {
             let time = time.as_micros().to_string();
             for word in [option, &time] {

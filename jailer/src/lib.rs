@@ -60,10 +60,11 @@ const FAILURE: u8 = 1;
 pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     let clocks = launch::Clocks::now();
     sys::ignore_broken_pipes();
-    if let Err(error) = sys::close_descriptors() {
+    let arguments: Vec<OsString> = arguments.collect();
+    if let Err(error) = sys::close_descriptors(args::passed(&arguments)) {
         return fail(&error.to_string());
     }
-    match args::parse(arguments) {
+    match args::parse(arguments.into_iter()) {
         Ok(Command::Help) => print(help::TEXT),
         Ok(Command::Version) => print(&format!("Jailer v{VERSION}\n\n")),
         Ok(Command::Jail(args)) => match steps::execute(&args, clocks) {

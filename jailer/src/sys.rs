@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::null;
 use std::time::Duration;
 
-use libc::{c_int, c_long, c_ulong, mode_t};
+use libc::{c_int, c_long, c_uint, c_ulong, mode_t};
 
 /// Owner, mode and identity of a file.
 pub type Status = libc::stat;
@@ -41,11 +41,11 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Opens `/dev/null` for each closed standard descriptor, then closes all other descriptors.
+/// Opens `/dev/null` for each closed standard descriptor, then closes all other descriptors but those of `kept`.
 ///
 /// # Errors
 /// Fails if the kernel has no `close_range`.
-pub fn close_descriptors() -> io::Result<()> {
+pub fn close_descriptors(mut kept: Vec<RawFd>) -> io::Result<()> {
     let mut standard = [0, 1, 2].map(|fd| libc::pollfd {
         fd,
         events: 0,
@@ -61,9 +61,22 @@ pub fn close_descriptors() -> io::Result<()> {
             unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
         }
     }
-    let flags = libc::CLOSE_RANGE_UNSHARE;
+    kept.sort_unstable();
+    let mut first: c_uint = 3;
+    for descriptor in kept {
+        let number = c_uint::try_from(descriptor).unwrap_or(first);
+        if number > first {
+            close_range(first, number - 1)?;
+        }
+        first = first.max(number.saturating_add(1));
+    }
+    close_range(first, c_uint::MAX)
+}
+
+/// Closes the descriptors from `first` to `last`.
+fn close_range(first: c_uint, last: c_uint) -> io::Result<()> {
     // SAFETY: the process owns no descriptor above 2 yet: no value of this program refers to one.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) };
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_UNSHARE) };
     check_long(result).map(drop).map_err(|error| {
         io::Error::new(
             error.kind(),

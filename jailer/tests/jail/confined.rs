@@ -264,3 +264,28 @@ fn api_answers_from_jail() {
         );
     });
 }
+
+#[test]
+fn passed_descriptor_and_plain_arguments_reach_the_vmm() {
+    const NUMBER: i32 = 77;
+    in_namespaces(|host| {
+        let file = fs::File::open("/dev/zero").unwrap();
+        // Inherited by each process of this test; the jailer closes what is not passed.
+        // SAFETY: the call takes no pointer, and no object owns the number.
+        assert_eq!(
+            unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&file), NUMBER) },
+            NUMBER
+        );
+        let number = NUMBER.to_string();
+        let jailed = host.start("vm-1", &["--pass-fd", &number, "--plain-arguments"]);
+        let pid = jailed.child.0.id();
+        assert_eq!(proc_file(pid, "cmdline"), "/mayfly\0--api-sock\0/run/api.sock\0");
+        let target = fs::read_link(format!("/proc/{pid}/fd/{NUMBER}")).unwrap();
+        assert_eq!(target, Path::new("/dev/zero"));
+        let jailed = host.start("vm-2", &[]);
+        assert!(fs::read_link(format!("/proc/{}/fd/{NUMBER}", jailed.child.0.id())).is_err());
+        assert!(proc_file(jailed.child.0.id(), "cmdline").contains("\0--id\0vm-2\0--start-time-us\0"));
+        // SAFETY: the call takes no pointer, and no object owns the number.
+        unsafe { libc::close(NUMBER) };
+    });
+}
