@@ -321,6 +321,13 @@ Change devices of a running guest:
   LIMIT is AMOUNT/MILLISECONDS[/BURST]: AMOUNT per time, and BURST once in addition; or off. Bandwidth counts bytes,
   with an optional suffix K, M, G or T; ops count requests or packets. Limits that are not given stay unchanged.
 
+Control the instances of a supervisor (mayfly standby):
+  instances             list them, with state and reason
+  instance ID           print an instance with its configuration
+  wake ID               wake an instance, and wait until its guest runs
+  suspend ID            suspend an instance, and wait until its process has ended
+  delete ID             delete a suspended or failed instance with its snapshots in the state directory
+
 Send any other request:
   request METHOD PATH [BODY|-]
                         send a request with a JSON body; - reads BODY from stdin

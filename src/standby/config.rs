@@ -355,6 +355,16 @@ impl Config {
         Ok((config, Value::Object(object).to_string()))
     }
 
+    /// Converts from a value of the journal, and returns its compact form too.
+    ///
+    /// # Errors
+    /// A text that names the invalid key.
+    pub fn from_value(value: Value) -> Result<(Self, String), String> {
+        let object = INSTANCE.accept(value)?;
+        let config = Self::from_object(&object)?;
+        Ok((config, Value::Object(object).to_string()))
+    }
+
     fn from_object(object: &Map<String, Value>) -> Result<Self, String> {
         let empty = Map::new();
         let part = |name: &str| object.get(name).and_then(Value::as_object).unwrap_or(&empty);

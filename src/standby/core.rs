@@ -309,7 +309,7 @@ fn apply(registry: &mut Registry, record: Record) {
             if let Some(key) = key {
                 registry.remove(key);
             }
-            let added = Config::parse(value.to_string().as_bytes())
+            let added = Config::from_value(value)
                 .and_then(|(config, text)| registry.add(&record.id, &config, text, "registered"));
             if let Err(reason) = added {
                 log::error!("standby: {} is not registered any more: {reason}", record.id);

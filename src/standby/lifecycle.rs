@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ impl Core {
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
-        if entry.state != State::Suspended {
+        if entry.state != State::Suspended || !entry.has_links {
             return;
         }
         let opened = entry.parse().and_then(|config| match entry.links.is_open() {
@@ -232,7 +232,9 @@ impl Core {
             move |error: io::Error| (Failure::Start, format!("cannot {operation}: {error}"))
         };
         let suspend_to = self.suspend_directory(&id, config);
-        create_directory(&suspend_to).map_err(system(&format!("create {}", suspend_to.display())))?;
+        let owner = config.jail.as_ref().map(|jail| (jail.uid, jail.gid));
+        let created = create_directory(&suspend_to, owner);
+        created.map_err(system(&format!("create {}", suspend_to.display())))?;
         // A name from an earlier process would not be reported again.
         let socket = self.socket(&id, config);
         let _ = fs::remove_file(&socket);
@@ -664,10 +666,15 @@ fn source(config: &Config, origin: Origin, suspend_to: &Path) -> PathBuf {
     }
 }
 
-fn create_directory(path: &Path) -> io::Result<()> {
+/// Creates a directory that only its owner may use: the user and group of `owner`, or this user.
+fn create_directory(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+        Ok(()) => match owner {
+            Some((user, group)) => lchown(path, Some(user), Some(group)),
+            None => Ok(()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -87,6 +87,8 @@ pub struct Entry {
     pub origin: Origin,
     /// The journal has a failure of the instance.
     pub has_failure: bool,
+    /// It has interfaces.
+    pub has_links: bool,
     /// Its interfaces on the host.
     pub links: Links,
     /// Wake and process; none while it is suspended or failed.
@@ -164,6 +166,7 @@ impl Registry {
             memory_kib: 0,
             origin: Origin::Latest,
             has_failure: false,
+            has_links: !config.interfaces.is_empty(),
             links: Links::default(),
             live: None,
         });

@@ -75,6 +75,14 @@ impl Schema {
     pub fn parse(&self, body: &[u8]) -> Result<Map<String, Value>, String> {
         let value: Value = serde_json::from_slice(body)
             .map_err(|error| format!("cannot parse the body as JSON: {error}"))?;
+        self.accept(value)
+    }
+
+    /// Checks that `value` is an object of this schema.
+    ///
+    /// # Errors
+    /// A text that names the invalid key.
+    pub fn accept(&self, value: Value) -> Result<Map<String, Value>, String> {
         let Value::Object(mut object) = value else {
             return Err("cannot use the body: it is no JSON object".into());
         };

@@ -64,6 +64,19 @@ pub enum CtlCommand {
         /// Body of the request.
         body: Value,
     },
+    /// Print the instances of a supervisor.
+    Instances,
+    /// Print an instance of a supervisor.
+    Instance(String),
+    /// Wake or suspend an instance of a supervisor, and wait until it is in that state.
+    SetInstance {
+        /// Identifier.
+        id: String,
+        /// `wake` or `suspend`.
+        change: &'static str,
+    },
+    /// Delete an instance of a supervisor.
+    Delete(String),
     /// Send any request.
     Request {
         /// HTTP method.
@@ -151,6 +164,9 @@ const OPTIONS: [(&str, &str); 7] = [
     ("--tx-ops", "net"),
 ];
 
+/// Argument of the commands for a supervisor.
+const INSTANCE: &str = "the identifier of an instance";
+
 /// Flag of a single command, with the command.
 const REGISTERS: (&str, &str) = ("--registers", "status");
 
@@ -229,7 +245,20 @@ fn command(
         "resume" => CtlCommand::Resume,
         "stop" => CtlCommand::Stop,
         "flush-metrics" => CtlCommand::FlushMetrics,
-        "suspend" => CtlCommand::Suspend,
+        "suspend" => match arguments.next() {
+            None => CtlCommand::Suspend,
+            Some(id) => CtlCommand::SetInstance {
+                id,
+                change: "suspend",
+            },
+        },
+        "wake" => CtlCommand::SetInstance {
+            id: next(INSTANCE)?,
+            change: "wake",
+        },
+        "instances" => CtlCommand::Instances,
+        "instance" => CtlCommand::Instance(next(INSTANCE)?),
+        "delete" => CtlCommand::Delete(next(INSTANCE)?),
         "cancel-suspend" => CtlCommand::CancelSuspend,
         "ready" => CtlCommand::Ready,
         "drive" => drive(next("the name of a drive")?, options)?,

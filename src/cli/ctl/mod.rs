@@ -2,12 +2,14 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | `instances` | instances of a supervisor |
 //! | `args` | the command line, and [`Ctl`], its result |
 //! | `request` | a request, its response, and the errors of both |
 //! | `status` | status of vCPUs and devices as tables |
 //! | `tables` | responses as tables |
 
 pub mod args;
+mod instances;
 mod request;
 mod status;
 mod tables;
@@ -58,6 +60,18 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
         CtlCommand::Change { kind, id, body } => {
             let path = format!("/{kind}/{}", request::encode_segment(id));
             server.execute(&Request::patch(&path, body), "changed")
+        }
+        CtlCommand::Instances => instances::list(&server.client, server.json),
+        CtlCommand::Instance(id) => match server.json {
+            true => server.forward(&Request::get(&instances::path(id))),
+            false => instances::describe(&server.client, id),
+        },
+        CtlCommand::SetInstance { id, change } => {
+            server.forward(&instances::change(id, change))?;
+            instances::wait(&server.client, id, change, ctl.timeout)
+        }
+        CtlCommand::Delete(id) => {
+            server.execute(&Request::new("DELETE", &instances::path(id), None), "deleted")
         }
         CtlCommand::Request { method, path, body } => {
             let body = request::read_body(body, stdin)?;

@@ -46,6 +46,18 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// An instance of a supervisor is not in the requested state.
+    #[error("cannot {change} {id}: it is {state}: {reason}")]
+    State {
+        /// The requested change.
+        change: &'static str,
+        /// Identifier of the instance.
+        id: String,
+        /// Its state.
+        state: String,
+        /// Reason of the state.
+        reason: String,
+    },
     /// The body cannot be read.
     #[error("cannot read the request body from stdin")]
     Stdin(#[source] io::Error),

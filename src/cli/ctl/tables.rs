@@ -113,7 +113,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { rows: Vec::new() }
     }
 

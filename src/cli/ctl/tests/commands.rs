@@ -193,3 +193,35 @@ fn request_sends_any_method_and_path() {
     }
     assert_eq!(printed("request DELETE /x", &[response(204, "")]), "");
 }
+
+#[test]
+fn instances_of_all_pages_are_a_table() {
+    let first = r#"{"instances":[{"id":"a","state":"suspended","reason":"registered","wakes":0,"pid":null}],"next":"a"}"#;
+    let second = r#"{"instances":[{"id":"b","state":"running","reason":"r","wakes":2,"pid":7}],"next":null}"#;
+    let outcome = ctl("instances", "", &[ok(first), ok(second)]);
+    assert_eq!(
+        outcome.requests,
+        ["GET /instances?limit=1000", "GET /instances?limit=1000&after=a"]
+    );
+    assert_eq!(
+        outcome.result.unwrap(),
+        "id  state      wakes  process  reason\na   suspended  0      -        registered\nb   running    2      7        r\n"
+    );
+}
+
+#[test]
+fn wake_waits_for_the_state() {
+    let state = |state: &str| ok(&format!(r#"{{"id":"a","state":"{state}","reason":"r"}}"#));
+    let outcome = ctl("wake a", "", &[DONE.into(), state("waking"), state("running")]);
+    assert_eq!(
+        outcome.requests,
+        [r#"PUT /instances/a/state {"state":"wake"}"#, "GET /instances/a", "GET /instances/a"]
+    );
+    assert_eq!(outcome.result.unwrap(), "a is running\n");
+    let outcome = ctl("suspend a", "", &[DONE.into(), state("running")]);
+    let message = outcome.result.unwrap_err().to_string();
+    assert_eq!(message, "cannot suspend a: it is running: r");
+    assert_eq!(printed("delete a", &[DONE.into()]), "deleted\n");
+    let instance = ok(r#"{"id":"a","state":"failed","reason":"r","wakes":1,"config":{"drives":[1]}}"#);
+    assert!(printed("instance a", &[instance]).ends_with("drives      [1]\n"));
+}
