@@ -334,12 +334,10 @@ fn machine_is_set_and_changed() {
 
 #[test]
 fn processor_features_are_set_by_name() {
-    const FEATURES: [&str; 2] = if cfg!(target_arch = "x86_64") {
-        ["pmu,tsx", "sve"]
-    } else {
-        ["sve,pauth", "pmu"]
+    let [own, foreign] = match std::env::consts::ARCH {
+        "x86_64" => ["pmu,tsx", "sve"],
+        _ => ["sve,pauth", "pmu"],
     };
-    let [own, foreign] = FEATURES;
     let mut fixture = Fixture::new();
     let put = |names: &str| format!(r#"{{"vcpu_count": 1, "mem_size_mib": 16, "cpu_features": "{names}"}}"#);
     fixture.expect_no_content("PUT", "/machine-config", &put(own));
