@@ -128,7 +128,7 @@ fuzz: ## drive each fuzz target, or TARGET=name, for T=60 seconds; by coverage o
 
 bench: build ## run the criterion benchmarks
 	@$(MAKE) --no-print-directory --silent -C resources/guests OUT=$(GUESTS) big
-	@cargo bench --bench boot
+	@cargo bench --package boot-benchmark
 
 attack: build ## measure the delay of answers while a guest attacks the VMM
 	@cargo bench --bench attack

@@ -3,6 +3,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a program; an error ends it")]
 
+#[path = "../spawn/mod.rs"]
 mod spawn;
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use spawn::run;
 
 fn boot(criterion: &mut Criterion) {
-    let root = env!("CARGO_MANIFEST_DIR");
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let mayfly = format!("{root}/dist/mayfly");
     let mut group = criterion.benchmark_group("boot");
     group
