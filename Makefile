@@ -24,7 +24,7 @@ ifeq ($(filter x86_64 aarch64,$(ARCH)),)
 $(error cannot build for $(ARCH): mayfly has no code for it; use x86_64 or aarch64)
 endif
 
-.PHONY: help guests build demo tools cross setup format lint docs aarch64 scenarios unit test fuzz bench attack control filters floor jailer queue restore tracking clones order clean
+.PHONY: help guests build demo tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore tracking clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -98,19 +98,47 @@ else
 	@$(MAKE) --no-print-directory build scenarios
 endif
 
+# Compiles what the later goals of `test` need, two builds at a time: each has phases with one thread, such as the link-time optimization.
+# The two share no target directory of cargo. The later goal repeats a step that has failed, and fails with its error.
+ahead:
+	@echo '== builds ahead, two at a time'
+	@$(MAKE) --no-print-directory --keep-going lint docs programs $(if $(filter x86_64,$(HOST)),ahead-cross) & \
+	$(MAKE) --no-print-directory --keep-going build $(if $(filter x86_64,$(HOST)),ahead-cross-release); \
+	wait || true
+
+.PHONY: ahead-cross ahead-cross-release
+ahead-cross:
+	@$(MAKE) --no-print-directory scenarios ARCH=aarch64
+ahead-cross-release:
+	@$(MAKE) --no-print-directory build ARCH=aarch64
+
+programs:
+	@echo '== test programs'
+	@cargo test --no-run --quiet $(UNIT_TARGETS)
+
 # tests/local and the target `load` of tests/fuzz require /dev/kvm. The emulated host runs the same guests in any case.
 ifneq ($(wildcard /dev/kvm),)
-UNIT := --workspace
+UNIT_TARGETS := --workspace
 else
-UNIT := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test scripts --test fuzz --test hosts --test clients --test jail --test models -- --exact --skip load
+UNIT_TARGETS := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test scripts --test fuzz --test hosts --test clients --test jail --test models
+UNIT_ARGUMENTS := -- --exact --skip load
 endif
+UNIT := $(UNIT_TARGETS) $(UNIT_ARGUMENTS)
 
-# In CI, a test that lacks a requirement fails (tests/scratch/requirement.rs). Elsewhere it is skipped, reported and counted.
+# In CI, a test that lacks a requirement fails (tests/scratch/requirement.rs). Elsewhere it is skipped, reported and counted. CI builds
+# once: files for incremental builds would take a tenth of the time.
 ifeq ($(CI),true)
 export MAYFLY_TESTS ?= all
+export CARGO_INCREMENTAL ?= 0
 endif
 
-# Duration of each fuzz target in seconds: all run in one process, two at a time on two processors.
+# The programs of this profile are tests, which unwind. With `abort` for the others, cargo would compile each crate twice.
+export CARGO_PROFILE_DEV_PANIC := unwind
+
+# Tests mostly wait for processes: more threads than processors.
+export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
+
+# Duration of each fuzz target in seconds: all run in one process, as many at a time as it has threads.
 export FUZZ_SECONDS ?= 10
 
 unit: build
@@ -120,7 +148,7 @@ unit: build
 	echo "== skipped for lack of a requirement: $$(wc -l <$$skipped)"; \
 	cat $$skipped; rm -f $$skipped; exit $$status
 
-test: setup format guests lint docs aarch64 unit ## run all checks and tests, with real images on an emulated host
+test: setup format guests ahead lint docs aarch64 unit ## run all checks and tests, with real images on an emulated host
 
 T ?= 60
 fuzz: ## drive each fuzz target, or TARGET=name, for T=60 seconds; by coverage on a nightly compiler

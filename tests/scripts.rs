@@ -23,7 +23,7 @@ const COPIED: [&str; 9] = [
 ];
 
 /// Tools of the machine that run as they are.
-const BASE_TOOLS: [&str; 42] = [
+const BASE_TOOLS: [&str; 43] = [
     "bash",
     "basename",
     "cat",
@@ -48,6 +48,7 @@ const BASE_TOOLS: [&str; 42] = [
     "mkfifo",
     "mktemp",
     "mv",
+    "nproc",
     "od",
     "readlink",
     "realpath",
