@@ -10,6 +10,7 @@
 //! | `core` | the state of the supervisor, and what it watches |
 //! | `register`, `lifecycle`, `memory` | its operations: registration; wake, suspend and end; room for wakes |
 //! | `command`, `exchange` | command line of a process, requests to its API |
+//! | `net` | frames of suspended instances |
 //! | `links`, `cgroup` | interfaces and limits of an instance |
 //! | `sys`, `procfs` | system calls; what the kernel reports about processes |
 //! | `supervisor`, `routes`, `metrics` | event loop, API |
@@ -32,6 +33,8 @@ mod live;
 mod logging;
 mod memory;
 mod metrics;
+#[allow(dead_code, unused_imports, reason = "a library for the supervisor")]
+mod net;
 #[path = "../printable.rs"]
 #[allow(dead_code, reason = "mayfly uses the rest")]
 mod printable;
