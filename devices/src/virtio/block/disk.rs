@@ -48,8 +48,8 @@ const SLOW_WRITE: Duration = Duration::from_millis(20);
 /// Number of fast writes of the worker or io_uring after a slow write.
 const FAST_WRITES: u32 = 64;
 
-/// Source of written zeros.
-static ZEROS: [u8; 65536] = [0; 65536];
+/// Maximum number of zero bytes in one write.
+const ZEROS_LENGTH: usize = 64 << 10;
 
 /// Failure to use a file as a disk.
 #[derive(Debug, thiserror::Error)]
@@ -593,12 +593,13 @@ impl Storage for DiskFile {
 
 impl DiskFile {
     fn write_zeros(&self, extent: Extent) -> io::Result<()> {
+        let at_most = |length: u64| usize::try_from(length).unwrap_or(usize::MAX).min(ZEROS_LENGTH);
+        // Not a constant: it would be a part of the program file.
+        let zeros = vec![0; at_most(extent.length)];
         let mut done = 0;
         while done < extent.length {
-            let length = usize::try_from(extent.length - done)
-                .unwrap_or(usize::MAX)
-                .min(ZEROS.len());
-            self.file.write_all_at(&ZEROS[..length], extent.offset + done)?;
+            let length = at_most(extent.length - done);
+            self.file.write_all_at(&zeros[..length], extent.offset + done)?;
             done += length as u64;
         }
         Ok(())
