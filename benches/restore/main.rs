@@ -214,7 +214,12 @@ fn suspend(fixture: &Fixture, rounds: usize) -> io::Result<[Row; 2]> {
     }
     let [own, parts] = [own, parts].map(|times| median(times).as_secs_f64() * 1e6);
     Ok([
-        Row::limit("suspend, 2 MiB of 128 touched: to process gone", own / 1e3, "ms", 5.0),
+        Row::limit(
+            "suspend, 2 MiB of 128 touched: to process gone",
+            own / 1e3,
+            "ms",
+            5.0,
+        ),
         Row::ratio("the same to its parts: pause, create Full, kill", own, parts, 1.3),
     ])
 }

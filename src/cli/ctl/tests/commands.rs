@@ -215,7 +215,11 @@ fn wake_waits_for_the_state() {
     let outcome = ctl("wake a", "", &[DONE.into(), state("waking"), state("running")]);
     assert_eq!(
         outcome.requests,
-        [r#"PUT /instances/a/state {"state":"wake"}"#, "GET /instances/a", "GET /instances/a"]
+        [
+            r#"PUT /instances/a/state {"state":"wake"}"#,
+            "GET /instances/a",
+            "GET /instances/a"
+        ]
     );
     assert_eq!(outcome.result.unwrap(), "a is running\n");
     let outcome = ctl("suspend a", "", &[DONE.into(), state("running")]);
