@@ -70,7 +70,7 @@ pub enum Error {
     Load(LoadSnapshotError),
     /// The VM cannot be suspended as the options require.
     #[error(transparent)]
-    Suspend(ScaleToZeroError),
+    Suspend(Box<ScaleToZeroError>),
     /// The snapshot cannot be loaded into a shell.
     #[error(transparent)]
     Shell(ShellError),
@@ -113,7 +113,7 @@ impl Error {
             Self::Image(error) => error,
             Self::Initrd(error) => error,
             Self::Start(error) => error,
-            Self::Suspend(error) => error,
+            Self::Suspend(error) => error.as_ref(),
             Self::Load(error) | Self::Shell(ShellError::Load(error)) => error,
             other => other,
         }
@@ -277,7 +277,7 @@ impl SessionSetup {
         owner: Option<BorrowedFd<'_>>,
         start: impl FnOnce(&mut Control) -> Result<(), StartError>,
     ) -> Result<ExitReason, Error> {
-        set_suspend(&mut control, self.suspend).map_err(Error::Suspend)?;
+        set_suspend(&mut control, self.suspend).map_err(|error| Error::Suspend(Box::new(error)))?;
         let (end, unclaimed) = start_and_wait(control, self.api, owner, start)?;
         let spans = self.timeline.spans();
         if self.timings {

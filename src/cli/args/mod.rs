@@ -199,7 +199,9 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Command, Error, RunArgs};
+    use std::time::Duration;
+
+    use super::{Command, Error, RunArgs, SuspendArgs};
     use crate::cli::help::Topic;
 
     fn parse(line: &str) -> Result<Command, Error> {
@@ -215,6 +217,47 @@ mod tests {
 
     fn error(line: &str) -> String {
         parse(line).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn suspend_has_place_unless_stateless() {
+        let suspend = |line: &str| run(line).session.suspend;
+        assert_eq!(suspend("run k"), SuspendArgs::default());
+        let all = suspend("run k --suspend-to /d --idle-after 7 --idle-cpu 9");
+        assert_eq!(
+            all,
+            SuspendArgs {
+                directory: Some("/d".into()),
+                idle_after: Some(Duration::from_millis(7)),
+                max_cpu_percent: Some(9),
+                is_stateless: false,
+            }
+        );
+        assert!(suspend("run k --stateless --idle-after 1").is_stateless);
+        for (line, text) in [
+            (
+                "run k --idle-after 1",
+                "--idle-after requires --suspend-to; add it",
+            ),
+            (
+                "run k --suspend-to /d --idle-cpu 1",
+                "--idle-cpu requires --idle-after; add it",
+            ),
+            (
+                "restore s --suspend-to /d --stateless",
+                "--suspend-to and --stateless exclude each other: a stateless suspend creates no snapshot; remove one",
+            ),
+            (
+                "run k --stateless --idle-after x",
+                "--idle-after \"x\": expected a number of milliseconds from 1 to 86400000",
+            ),
+            (
+                "run k --stateless --idle-after 1 --idle-cpu 101",
+                "--idle-cpu \"101\": expected a number of percent from 1 to 100",
+            ),
+        ] {
+            assert_eq!(error(line), text, "{line}");
+        }
     }
 
     #[test]

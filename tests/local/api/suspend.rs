@@ -582,7 +582,13 @@ fn changed_drive_is_refused_unless_replaced() {
     expect_load(" --ignore-drive-changes");
     let other = directory.write("other", [0; 4096]);
     expect_load(&format!(" --disk d={other}"));
-    // A shell is not used up by such a snapshot.
+    check_changed_drive_in_shell(&directory);
+    check_changed_drive_by_api(&directory);
+}
+
+/// A shell is not used up by such a snapshot.
+fn check_changed_drive_in_shell(directory: &Directory) {
+    let snapshot = directory.text("s");
     let socket = directory.text("shell");
     let mut command = Command::new(program());
     let mut shell = Running::start(
@@ -598,8 +604,10 @@ fn changed_drive_is_refused_unless_replaced() {
     client.expect("tick ");
     drop(client);
     shell.expect_exit(1);
-    // By the API.
-    let body = |fields: &str| load_body(&directory, "s/gen-1/state", "s/gen-1/memory", fields);
+}
+
+fn check_changed_drive_by_api(directory: &Directory) {
+    let body = |fields: &str| load_body(directory, "s/gen-1/state", "s/gen-1/memory", fields);
     let process = ApiProcess::start();
     let fault = process
         .request("PUT", "/snapshot/load", &body(r#","check_drives":true"#))

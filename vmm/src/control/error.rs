@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::ScaleToZeroError;
+use super::scale_to_zero::ScaleToZeroError;
 use crate::cancellation::BeginError;
 use crate::config::DeviceKind;
 use crate::machine::UpdateError;

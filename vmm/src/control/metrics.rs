@@ -10,7 +10,7 @@ use devices::virtio::block::BlockMetrics;
 use devices::virtio::net::NetMetrics;
 use serde::Serialize;
 
-use super::ScaleToZeroMetrics;
+use super::scale_to_zero::ScaleToZeroMetrics;
 use crate::arch::InputMetrics;
 use crate::machine::DeviceCounters;
 use crate::memory::{self, ResidencyCounter};

@@ -17,6 +17,7 @@ mod operation;
 mod preparation;
 mod scale_to_zero;
 mod status;
+mod suspend;
 #[cfg(test)]
 mod tests;
 

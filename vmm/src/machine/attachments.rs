@@ -19,14 +19,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, TryLockError};
 
 use devices::limiter::Limiter;
-use devices::virtio::block::{self, Block, BlockMetrics, BlockRecorder, DiskHandle, DiskUpdate, disk};
+use devices::virtio::block::{self, Block, DiskHandle, DiskUpdate, disk};
 use devices::virtio::mmio::Transport;
-use devices::virtio::net::{
-    AddressMap, Backend, Net, NetMetrics, NetRecorder, NetSetup, Passt, Stream, Tap, passt, stream, tap,
-};
+use devices::virtio::net::{AddressMap, Backend, Net, NetSetup, Passt, Stream, Tap, passt, stream, tap};
 use devices::virtio::{DriverState, TransportMetrics, TransportRecorder, VirtioDevice, WatchedFd};
 use devices::{BusBuilder, Interrupt, MonotonicClock, lock};
-use serde::Serialize;
 use snapshot::file::FileIdentity;
 use snapshot::persist::Error as StateError;
 use snapshot::{ArchiveReader, ArchiveWriter, Component, GuestMemory};
@@ -35,6 +32,7 @@ use super::bounded;
 use super::claim::Claim;
 use super::io_thread::{IoThread, ThreadWait};
 use super::passed_files::PassedFiles;
+use super::recorder::{DeviceCounters, Recorder, Transfers};
 use crate::arch::{self, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{
     DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, DriveUpdate, InterfaceUpdate, MacAddress,
@@ -79,69 +77,6 @@ pub enum UpdateError {
     /// The I/O thread does not answer.
     #[error(transparent)]
     Thread(ThreadWait),
-}
-
-/// Counters of an attached device.
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
-pub enum DeviceCounters {
-    /// Counters of a drive.
-    Drive(Box<BlockMetrics>),
-    /// Counters of a network interface.
-    Interface(Box<NetMetrics>),
-}
-
-/// Transfers of a device that keep the VM awake.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Transfers {
-    /// Counted frames in both directions.
-    pub frames: u64,
-    /// Ended drive requests.
-    pub requests: u64,
-    /// The guest has sent a frame.
-    pub has_sent: bool,
-}
-
-/// Recorder of the counters of a device, read without the lock of the device.
-trait Recorder: Send + Sync {
-    fn counters(&self) -> DeviceCounters;
-
-    /// Returns the transfers that keep the VM awake.
-    fn transfers(&self) -> Transfers;
-
-    /// Starts or ends the count of frames.
-    fn count_frames(&self, _enabled: bool) {}
-}
-
-impl Recorder for BlockRecorder {
-    fn counters(&self) -> DeviceCounters {
-        DeviceCounters::Drive(Box::new(self.metrics()))
-    }
-
-    fn transfers(&self) -> Transfers {
-        Transfers {
-            requests: self.requests(),
-            ..Transfers::default()
-        }
-    }
-}
-
-impl Recorder for NetRecorder {
-    fn counters(&self) -> DeviceCounters {
-        DeviceCounters::Interface(Box::new(self.metrics()))
-    }
-
-    fn transfers(&self) -> Transfers {
-        Transfers {
-            frames: self.active_frames(),
-            requests: 0,
-            has_sent: self.has_sent(),
-        }
-    }
-
-    fn count_frames(&self, enabled: bool) {
-        self.count_activity(enabled);
-    }
 }
 
 /// Operations of the machine on one kind of device. A new kind implements it and [`Recorder`], and adds a case to [`open`] and

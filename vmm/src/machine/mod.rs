@@ -12,6 +12,7 @@ mod claim;
 mod io_thread;
 mod parts;
 mod passed_files;
+mod recorder;
 pub mod state;
 
 use std::borrow::Cow;
@@ -47,7 +48,7 @@ use crate::vcpu::{ExitCounters, StartContext, StopReason, ThreadSet, VcpuShared,
 use attachments::AttachTarget;
 pub(crate) use attachments::AttachedDevice;
 pub use attachments::{
-    DeviceCounters, Error as DeviceError, OpenDevice, UpdateError, open as open_device,
+    Error as DeviceError, OpenDevice, UpdateError, open as open_device,
     open_all_unlocked as open_unlocked_devices,
 };
 use claim::Claim;
@@ -57,6 +58,7 @@ pub use parts::MachineParts;
 pub use parts::{Error as PartsError, Mismatch, PreparedVm};
 use parts::{Measure, SlotMemory, VmParts};
 pub use passed_files::PassedFiles;
+pub use recorder::DeviceCounters;
 
 /// Maximum wait for the threads of a machine at its end.
 const END_TIMEOUT: Duration = Duration::from_millis(50);

@@ -39,7 +39,7 @@ pub enum Error {
     Generation(generations::Error),
     /// The disk of a drive has changed since the snapshot.
     #[error(transparent)]
-    Changed(ChangedDrive),
+    Changed(Box<ChangedDrive>),
     /// The snapshot is a diff.
     #[error(
         "cannot load {0:?}: it belongs to a Diff snapshot; merge it into the snapshot that it differs from"
@@ -281,7 +281,9 @@ impl LoadSnapshotParams {
         let compared = drives
             .disks
             .compare(id, (path, found), &drives.config, &self.overrides);
-        self.drive_check.treat(compared).map_err(Error::Changed)
+        self.drive_check
+            .treat(compared)
+            .map_err(|changed| Error::Changed(Box::new(changed)))
     }
 
     fn open_generation(&self) -> Result<Option<GenerationFiles>, Error> {

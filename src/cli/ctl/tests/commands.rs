@@ -136,6 +136,21 @@ fn actions_send_one_request_and_confirm() {
             "Ctrl-Alt-Del sent; a guest that handles it shuts down or reboots",
         ),
         (
+            "suspend",
+            r#"PATCH /scale-to-zero {"action":"Suspend"}"#,
+            "suspended",
+        ),
+        (
+            "cancel-suspend",
+            r#"PATCH /scale-to-zero {"action":"Cancel"}"#,
+            "suspend cancelled; the guest goes on",
+        ),
+        (
+            "ready",
+            r#"PATCH /scale-to-zero {"action":"Ready"}"#,
+            "ready; the cool-down begins",
+        ),
+        (
             "flush-metrics",
             r#"PUT /actions {"action_type":"FlushMetrics"}"#,
             "metrics written to the metrics file, if one is configured",

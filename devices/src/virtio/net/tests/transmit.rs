@@ -36,6 +36,29 @@ fn batch_raises_one_interrupt() {
 }
 
 #[test]
+fn transfers_are_counted_in_both_directions() {
+    let (mut fixture, network) = Fixture::with_network(0);
+    let recorder = fixture.net.recorder();
+    let arp = [vec![0; 12], vec![2; 12], vec![8, 6], vec![0; 28]].concat();
+    let exchange = |fixture: &mut Fixture| {
+        for packet in [packet(1, 60), arp.clone()] {
+            fixture.add_packet(&packet);
+            fixture.add_buffer(2048);
+            lock(&network).inbound.push_back(packet);
+        }
+        fixture.net.notify(1);
+        fixture.net.process_event(READABLE);
+        assert_eq!(fixture.used(0).len(), 2);
+        recorder.active_frames()
+    };
+    assert_eq!(exchange(&mut fixture), 0);
+    recorder.count_activity(true);
+    assert_eq!((exchange(&mut fixture), recorder.has_sent()), (2, true));
+    recorder.count_activity(false);
+    assert_eq!(exchange(&mut fixture), 2);
+}
+
+#[test]
 fn used_event_limits_interrupts() {
     let (mut fixture, _network) = Fixture::with_network(EVENT_IDX);
     fixture.driver.queues[1].set_used_event(2);
