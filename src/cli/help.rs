@@ -62,8 +62,8 @@ macro_rules! suspend_options {
     () => {
         "\
 Suspend the VM, which ends mayfly with status 123 (docs/scale-to-zero.md):
-      --suspend-to DIR  create the snapshot of a suspend in the existing directory DIR, as a generation that replaces the
-                        one before when it is complete; mayfly restore DIR continues the guest (default none)
+      --suspend-to DIR  create the snapshot of a suspend in the existing directory DIR, as a generation that replaces
+                        the one before when it is complete; mayfly restore DIR continues the guest (default none)
       --idle-after MS   suspend a VM whose guest is idle for MS milliseconds, 1 to 86400000 (default: only mayfly ctl
                         suspend does)
       --idle-cpu PERCENT

@@ -430,11 +430,8 @@ fn guest_that_ends_during_suspend_ends_or_is_suspended() {
             Some(SUSPENDED) => {
                 ends[1] += 1;
                 // Its input is a part of the guest.
-                let mut restored = restore(&directory, "");
-                if !running.take_printed().contains("ok touch") {
-                    restored.expect("ok touch 512 pages\n");
-                }
-                restored.expect_exit(0);
+                let printed = running.take_printed() + &restore(&directory, "").expect_exit(0).0;
+                assert!(printed.contains("ok touch 512 pages\n"), "{printed}");
             }
             other => panic!("{other:?}: {}", running.take_printed()),
         }
