@@ -80,12 +80,12 @@ impl Change {
 
     /// Returns true if `error` states that the change has been made before.
     fn is_done(self, error: &io::Error) -> bool {
-        match (self, error.raw_os_error()) {
-            (Self::AddAddress(..), Some(libc::EEXIST)) => true,
-            (
-                Self::DeleteRoute(..) | Self::DeleteNeighbor(..),
-                Some(libc::ESRCH | libc::ENOENT | libc::ENODEV),
-            ) => true,
+        let code = error.raw_os_error();
+        match self {
+            Self::AddAddress(..) => code == Some(libc::EEXIST),
+            Self::DeleteRoute(..) | Self::DeleteNeighbor(..) => {
+                matches!(code, Some(libc::ESRCH | libc::ENOENT | libc::ENODEV))
+            }
             _ => false,
         }
     }
