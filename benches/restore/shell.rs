@@ -54,7 +54,8 @@ pub fn memory(fixture: &Fixture, mib: u32) -> io::Result<Row> {
     ))
 }
 
-fn once(program: &Path, arguments: &[&str], snapshot: &Path) -> io::Result<Duration> {
+/// Measures one load into the shell of `program`.
+pub fn once(program: &Path, arguments: &[&str], snapshot: &Path) -> io::Result<Duration> {
     let _ = std::fs::remove_file(socket());
     let shell = Process::start(program, arguments)?;
     let stream = connect(&socket());

@@ -418,3 +418,92 @@ fn sleeper_answers_until_frame_wakes_it() {
         assert_eq!(data(&await_frame(&tap, &mut scratch)), b"second");
     });
 }
+
+#[test]
+fn late_packet_reaches_tap() {
+    in_own_network(|| {
+        let mut scratch = Scratch::default();
+        let mut network = network(1);
+        let address = ip("10.64.0.5");
+        network.register(address, 5, MAC, WakeRule::Unicast).unwrap();
+        let assigned = network.assign(address, &mut scratch).unwrap();
+        // As by a sender with the old route.
+        run("ip route del 10.64.0.5/32 dev mf0");
+        send(address, b"late");
+        wait_readable(network.fd(), WAIT);
+        assert!(network.on_readable(&mut scratch).unwrap().is_empty());
+        let frame = await_frame(&assigned.tap, &mut scratch);
+        assert_eq!(
+            (data(&frame), &frame[..12]),
+            (&b"late"[..], &[MAC, GATEWAY_MAC].concat()[..])
+        );
+        let counters = network.counters();
+        assert_eq!((counters.late, counters.dropped), (1, 0));
+        // The route is gone already.
+        network.release(address, &mut scratch).unwrap();
+    });
+}
+
+#[test]
+fn waking_instance_keeps_limited_packets() {
+    in_own_network(|| {
+        let mut scratch = Scratch::default();
+        let mut network = network(1);
+        let address = ip("10.64.0.5");
+        network.register(address, 5, MAC, WakeRule::Unicast).unwrap();
+        for _ in 0..3000 {
+            send(address, &[7; 10]);
+        }
+        let mut wakes = Vec::new();
+        while wait_readable(network.fd(), Duration::ZERO) {
+            wakes.extend(network.on_readable(&mut scratch).unwrap());
+        }
+        assert_eq!(wakes, [Wake { address, instance: 5 }]);
+        let assigned = network.assign(address, &mut scratch).unwrap();
+        let counters = network.counters();
+        assert_eq!(
+            (assigned.frames.len(), counters.kept, counters.dropped),
+            (1024, 1024, 1976)
+        );
+    });
+}
+
+#[test]
+fn open_descriptor_keeps_frames_over_restart() {
+    in_own_network(|| {
+        run("ip tuntap add tap0 mode tap");
+        run("ip address add 10.0.0.1/24 dev tap0");
+        let addresses = Addresses {
+            mac: MAC,
+            ip: [ip("10.0.0.2")].into(),
+        };
+        let mut scratch = Scratch::default();
+        let open = || Sleeper::open("tap0", addresses.clone(), WakeRule::Unicast);
+        let sleeper = open().unwrap();
+        run("ip link set tap0 up");
+        run("ip neigh replace 10.0.0.2 lladdr 02:00:00:00:00:01 dev tap0");
+        let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
+        // The descriptor store has a duplicate.
+        let stored = sleeper.fd().try_clone_to_owned().unwrap();
+        drop(sleeper);
+        socket.send_to(b"stored", "10.0.0.2:9").unwrap();
+        let mut sleeper = Sleeper::from_descriptor(stored, addresses.clone(), WakeRule::Unicast).unwrap();
+        let frames = sleeper.on_readable(&mut scratch).unwrap().unwrap();
+        assert_eq!(data(&packets(&frames)[0]), b"stored");
+        // The tap stays without it, but its frames do not.
+        drop(sleeper);
+        let _ = socket.send_to(b"lost", "10.0.0.2:9");
+        let mut sleeper = open().unwrap();
+        assert!(sleeper.on_readable(&mut scratch).unwrap().is_none());
+        scratch::wait_until("the carrier", || socket.send_to(b"kept", "10.0.0.2:9").is_ok());
+        let deadline = Instant::now() + WAIT;
+        let frames = loop {
+            assert!(Instant::now() < deadline, "no frame wakes");
+            if let Some(frames) = sleeper.on_readable(&mut scratch).unwrap() {
+                break frames;
+            }
+            socket.send_to(b"kept", "10.0.0.2:9").unwrap();
+        };
+        assert_eq!(data(&packets(&frames)[0]), b"kept");
+    });
+}
