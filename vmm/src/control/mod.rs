@@ -270,9 +270,11 @@ impl Control {
         if without_devices.smt && Native::MAX_CORE_THREADS < 2 {
             return Err(Error::NoSmt);
         }
-        let spec = without_devices.check(&host).map_err(Error::Config)?;
-        let foreign = |error| Error::Machine(machine::Error::Platform(error));
-        Native::check(&spec).map_err(foreign)?;
+        let spec = without_devices.clone().check(&host).map_err(Error::Config)?;
+        // The image selects the address layout, at the start.
+        without_devices.layout = Native::DEFAULT_LAYOUT;
+        let native = without_devices.check(&host).map_err(Error::Config)?;
+        Native::check(&native).map_err(|error| Error::Machine(machine::Error::Platform(error)))?;
         self.builder()?.set_machine(|config| machine.apply(config));
         if let Some(previous) = self.preparation.take() {
             self.preparation = Preparation::change(previous, spec, &self.timeline);
