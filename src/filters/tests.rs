@@ -111,6 +111,9 @@ fn tree_has_meaning_of_linear_filter() {
     }
 }
 
+/// Calls of the role vmm that concern passt. A process that waits in the role start has none.
+const PASST: [libc::c_long; 2] = [libc::SYS_wait4, libc::SYS_pidfd_send_signal];
+
 #[test]
 fn role_allows_calls_of_roles_that_it_starts() {
     for (name, architecture) in ARCHITECTURES {
@@ -124,7 +127,8 @@ fn role_allows_calls_of_roles_that_it_starts() {
         ] {
             let (outer_filter, inner_filter) = (filter(outer), filter(inner));
             let linear = [linear(&text, outer, name), linear(&text, inner, name)];
-            for number in numbers() {
+            let is_of_passt = |number: &u32| PASST.contains(&libc::c_long::from(*number)) && outer == "start";
+            for number in numbers().filter(|number| name != "x86_64" || !is_of_passt(number)) {
                 for_each_call(&[&linear[0], &linear[1]], number, architecture, |call| {
                     if execute(&inner_filter, call) == ALLOW {
                         assert_eq!(

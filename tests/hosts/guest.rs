@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{env, mem};
+use std::{env, fs, mem};
 
 pub use scratch::TIMEOUT;
 
@@ -50,6 +50,13 @@ impl Running {
 
     pub fn id(&self) -> u32 {
         self.mayfly.id()
+    }
+
+    /// Panics if the process has ended, with its stderr.
+    pub fn expect_alive(&self) {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let has_ended = status.contains("\nState:\tZ");
+        assert!(!has_ended, "{} has ended: {}", self.name, self.read_stderr());
     }
 
     /// Takes the write end of its input, if that is a pipe.

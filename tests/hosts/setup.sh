@@ -39,6 +39,7 @@ if [ "$part" = all ]; then
     require 'command -v curl' curl
     require 'command -v nft' nftables
     require 'command -v passt' passt
+    require 'command -v strace' strace
     require 'command -v python3' python3
     require 'python3 -c "import ensurepip"' python3-venv
 fi

@@ -270,6 +270,11 @@ impl Terminal {
         self.seen.clear();
     }
 
+    fn expect_alive(&mut self) {
+        let status = self.mayfly.try_wait().unwrap();
+        assert!(status.is_none(), "mayfly has ended: {status:?}");
+    }
+
     fn press(&mut self, keys: &[u8]) {
         self.master.write_all(keys).unwrap();
     }
@@ -310,13 +315,19 @@ fn shell_adopts_terminal_of_client() {
     command.args(["-c", "\"$0\" shell \"$1\" --for \"$2\"; true"]);
     let socket = directory.text("shell");
     command.arg(program()).args([&socket, &directory.text("")]);
-    let shell = Terminal::attach(command);
-    scratch::wait_until("the socket of the shell", || directory.path("shell").exists());
+    let mut shell = Terminal::attach(command);
+    scratch::wait_until("the socket of the shell", || {
+        shell.expect_alive();
+        directory.path("shell").exists()
+    });
     let mut command = Command::new(program());
     command.args(["restore", "--shell", &socket, &directory.text("")]);
     command.stderr(Stdio::piped());
     let mut client = Terminal::attach(command);
-    scratch::wait_until("raw mode", || client.is_raw());
+    scratch::wait_until("raw mode", || {
+        client.expect_alive();
+        client.is_raw()
+    });
     client.press(b"hello terminal");
     client.expect("hello terminal");
     client.press(b"q");

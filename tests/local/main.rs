@@ -14,6 +14,7 @@
 //! | [`forged`] | state files of an attacker |
 //! | [`docs`] | commands in the documentation |
 //! | [`faults`] | a start in which one system call fails |
+//! | [`filters`] | seccomp filters against the calls of mayfly |
 //! | [`isolation`] | system calls that a hostile thread of a VM is refused |
 //! | [`access`] | a missing or inaccessible `/dev/kvm` |
 //! | [`virtio`] | drives and hostile guests |
@@ -45,12 +46,14 @@ mod docs;
 // Registers of the processor.
 #[cfg(target_arch = "x86_64")]
 mod faults;
+/// The list of scenarios is that of x86_64.
+#[cfg(target_arch = "x86_64")]
+mod filters;
 mod forged;
 #[allow(dead_code, reason = "only the emulated host kills and restores guests")]
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
-#[cfg(target_arch = "x86_64")]
 mod isolation;
 mod kvm_call_order;
 mod loader;

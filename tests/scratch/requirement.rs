@@ -35,6 +35,8 @@ pub enum Requirement {
     Nftables,
     /// The program `passt`.
     Passt,
+    /// The program `strace`.
+    Strace,
     /// `/dev/fuse`, and a user that may mount its file systems.
     Fuse,
     /// A temporary directory whose files are not only in memory: there, a flush has nothing to write.
@@ -67,6 +69,7 @@ impl Requirement {
                 "run the tests as root on a host with nf_tables, and install nft (package nftables)",
             ),
             Self::Passt => ("passt", "install passt (package passt)"),
+            Self::Strace => ("strace", "install strace (package strace)"),
             Self::Fuse => (
                 "FUSE",
                 "load the module fuse, and run the tests as root with /dev/fuse",
@@ -94,6 +97,7 @@ impl Requirement {
                 run(Command::new("unshare").args(["--net", "nft", "list", "ruleset"])).map(drop)
             }
             Self::Passt => run(Command::new("passt").arg("--version")).map(drop),
+            Self::Strace => run(Command::new("strace").arg("--version")).map(drop),
             Self::Fuse => {
                 unshare(libc::CLONE_NEWNS)?;
                 open_device(Path::new("/dev/fuse")).map(drop)

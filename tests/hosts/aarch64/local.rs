@@ -18,6 +18,7 @@ const LIMIT: Duration = Duration::from_secs(500);
 const CLIENTS: &str =
     "its client is a program of this machine's architecture, or an interpreter with packages";
 const BRIDGE: &str = "the kernel has no bridge without more modules";
+const LOOP: &str = "the kernel has no loop devices without more modules";
 const FUSE: &str = "the kernel has no FUSE without more modules";
 const STOPS: &str = "it stops at each of some hundred system calls, which takes minutes here";
 const LOAD: &str =
@@ -38,10 +39,8 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "a race between two processors, which emulation makes slow",
     ),
     ("api::killed::", STOPS),
-    (
-        "api::change::block_device_discards_and_is_replaced",
-        "the kernel has no loop devices without more modules",
-    ),
+    ("api::change::block_device_discards_and_is_replaced", LOOP),
+    ("api::change::held_back_requests_of_block_device_complete", LOOP),
     ("network::passt_ends_with_vm", "the host has no package passt"),
     ("api::lifecycle::paused_guest_prints_nothing", LOAD),
     ("api::malformed::", LOAD),

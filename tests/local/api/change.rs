@@ -2,9 +2,11 @@
 //! which avoids races.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use super::served::{ApiProcess, create_tap_with_address};
+use crate::guest::Guest;
 use crate::guests::file;
 use crate::network::{in_own_network, ping};
 
@@ -19,6 +21,13 @@ fn put_drive(process: &ApiProcess, id: &str, path: &str, limiter: &str) {
         r#"{{"drive_id":"{id}","is_root_device":false,"path_on_host":"{path}","is_read_only":false,"rate_limiter":{limiter}}}"#
     );
     process.expect_no_content("PUT", &format!("/drives/{id}"), &body);
+}
+
+fn put_writeback_drive(process: &ApiProcess, path: &str, engine: &str, limiter: &str) {
+    let body = format!(
+        r#"{{"drive_id":"a","is_root_device":false,"path_on_host":"{path}","io_engine":"{engine}","cache_type":"Writeback","rate_limiter":{limiter}}}"#
+    );
+    process.expect_no_content("PUT", "/drives/a", &body);
 }
 
 fn patch_drive(process: &ApiProcess, id: &str, change: &str) {
@@ -114,7 +123,7 @@ fn block_device_discards_and_is_replaced() {
     }
     let (first, second) = (LoopDevice::new(), LoopDevice::new());
     let mut process = ApiProcess::start();
-    put_drive(&process, "a", &first.path, NO_LIMIT);
+    put_writeback_drive(&process, &first.path, "Async", NO_LIMIT);
     let kernel = file("slow.elf");
     let body = format!(r#"{{"kernel_image_path":"{kernel}","boot_args":"stay=1"}}"#);
     process.expect_no_content("PUT", "/boot-source", &body);
@@ -128,26 +137,53 @@ fn block_device_discards_and_is_replaced() {
     process.terminate();
 }
 
-/// The event loop executes what the rate limiter has held back, and starts the thread for the flush.
-#[test]
-fn held_back_requests_complete_after_update() {
+/// Runs the disk guest, whose requests wait for the rate limiter: the event loop executes them.
+fn run_held_back(path: &str, engine: &str) {
     let mut process = ApiProcess::start();
-    // Larger than the pieces of a flush.
-    let path = process.directory.write("a", vec![0xa5; 8 << 20]);
-    let body = format!(
-        r#"{{"drive_id":"a","is_root_device":false,"path_on_host":"{path}","cache_type":"Writeback","rate_limiter":{ONE_OPERATION}}}"#
-    );
-    process.expect_no_content("PUT", "/drives/a", &body);
+    put_writeback_drive(&process, path, engine, ONE_OPERATION);
     process.set_kernel("disk.elf");
     process.run_action("InstanceStart");
     process.expect("disk [a] flush\n");
     patch_drive(
         &process,
         "a",
-        r#","rate_limiter":{"ops":{"size":1,"refill_time":1}}"#,
+        r#","rate_limiter":{"ops":{"size":1,"refill_time":15}}"#,
     );
-    process.expect("ok disk 16384 sectors\n");
+    process.expect("ok disk ");
     process.expect_exit(0);
+}
+
+/// The disk is larger than the pieces of a flush, and not in the page cache.
+#[test]
+fn held_back_requests_of_cold_file_complete() {
+    let directory = scratch::Directory::new();
+    let path = directory.write("disk", vec![0xa5; 8 << 20]);
+    let file = fs::File::open(&path).unwrap();
+    file.sync_all().unwrap();
+    // SAFETY: the call has no pointer arguments.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    run_held_back(&path, "Sync");
+}
+
+#[test]
+fn held_back_requests_of_block_device_complete() {
+    if scratch::require(scratch::Requirement::LoopDevice) {
+        run_held_back(&LoopDevice::new().path, "Async");
+    }
+}
+
+#[test]
+fn update_to_disk_in_use_is_rejected() {
+    let mut process = start_throttled();
+    process.expect("disk [a]\n");
+    let used = process.directory.write("used", vec![0; 100 * SECTOR]);
+    let mut holder = Guest::start(&format!("{} --disk {used}", file("end-hlt.elf")));
+    holder.expect("halting");
+    let body = format!(r#"{{"drive_id":"a","path_on_host":"{used}"}}"#);
+    let message = process.request("PATCH", "/drives/a", &body).fault_message();
+    assert!(message.contains("another process uses it"), "{message}");
+    holder.terminate();
+    process.terminate();
 }
 
 #[test]

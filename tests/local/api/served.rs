@@ -80,7 +80,12 @@ impl ApiProcess {
         self.running.id()
     }
 
+    /// Connects to the socket once its file exists.
     pub fn connect(&self) -> Client {
+        scratch::wait_until("the socket", || {
+            self.running.expect_alive();
+            self.socket().exists()
+        });
         connect(&self.socket())
     }
 

@@ -225,7 +225,7 @@ fn diffs_with_packets_are_exact() {
     });
 }
 
-/// Without tracking and /proc, mayfly compares memory with the memory file.
+/// Without /proc, mayfly compares memory with the memory file, or reads the dirty log of KVM.
 #[test]
 fn diff_of_restored_vm_without_proc_holds_changes() {
     let directory = Directory::new();
@@ -234,19 +234,24 @@ fn diff_of_restored_vm_without_proc_holds_changes() {
     source.expect("tick 3\n");
     pause_and_create(&source, &directory, "Full", "state", "memory");
     source.kill();
-    let own = Directory::new();
-    let mut command = Command::new(program());
-    command.args(["--api-sock", &own.text("api.sock")]);
-    hide_proc(&mut command);
-    let mut restored = ApiProcess::spawn(own, &mut command);
-    let load = super::served::load_body(&directory, "state", "memory", r#","resume_vm":true"#);
-    restored.expect_no_content("PUT", "/snapshot/load", &load);
-    restored.expect("tick ");
-    restored.expect("tick ");
-    pause_and_create(&restored, &directory, "Diff", "diff-state", "diff");
-    let response = create_snapshot(&restored, &directory, "Full", "next-state", "next");
-    assert_eq!(response.text, NO_CONTENT);
-    compare(&directory, "memory", "diff", "next");
+    for fields in [r#","resume_vm":true"#, TRACKED] {
+        let own = Directory::new();
+        let mut command = Command::new(program());
+        command.args(["--api-sock", &own.text("api.sock")]);
+        hide_proc(&mut command);
+        let mut restored = ApiProcess::spawn(own, &mut command);
+        let load = super::served::load_body(&directory, "state", "memory", fields);
+        restored.expect_no_content("PUT", "/snapshot/load", &load);
+        restored.expect("tick ");
+        restored.expect("tick ");
+        pause_and_create(&restored, &directory, "Diff", "diff-state", "diff");
+        let response = create_snapshot(&restored, &directory, "Full", "next-state", "next");
+        assert_eq!(response.text, NO_CONTENT);
+        compare(&directory, "memory", "diff", "next");
+        for name in ["diff-state", "diff", "next-state", "next"] {
+            fs::remove_file(directory.path(name)).unwrap();
+        }
+    }
 }
 
 /// Creates a diff in `memory` after some progress. Returns its output on a merge into `base` and a load.

@@ -31,7 +31,10 @@ impl Shell {
         command.args(["shell", &directory.text("shell")]).args(options);
         let running = Running::start(command.stdin(Stdio::null()));
         let path = directory.path("shell");
-        scratch::wait_until("the socket of the shell", || path.exists());
+        scratch::wait_until("the socket of the shell", || {
+            running.expect_alive();
+            path.exists()
+        });
         Self { directory, running }
     }
 
@@ -82,13 +85,15 @@ impl Client {
 }
 
 fn vcpu_thread(process: u32) -> String {
-    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    // Another thread may end meanwhile.
-    let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm"));
-    let mut vcpus = tasks
-        .flatten()
-        .filter(|task| name(task).is_ok_and(|name| name.starts_with("fc_vcpu")));
-    vcpus.next().unwrap().file_name().into_string().unwrap()
+    // A new thread may not have its name yet, and another may end meanwhile.
+    scratch::wait_for("a vCPU thread", || {
+        let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm"));
+        let mut vcpus = tasks
+            .flatten()
+            .filter(|task| name(task).is_ok_and(|name| name.starts_with("fc_vcpu")));
+        Some(vcpus.next()?.file_name().into_string().unwrap())
+    })
 }
 
 #[test]

@@ -1,0 +1,358 @@
+//! Seccomp filters against the calls of mayfly: each call has a rule, and each rule has a use.
+//!
+//! A few other tests of this program make nearly all calls. Each runs in a process of its own, with `mayfly.sh` in place of mayfly: first
+//! under strace, which records the rules that its calls need; then without one rule at a time, which must make it fail.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `rules` | rules, and files of filters that lack one |
+//! | `trace` | calls in files of strace |
+//! | `source`, `tree` | compiler of the filters, of the program |
+
+mod rules;
+#[allow(dead_code, reason = "the unit tests of the filters use the rest")]
+#[path = "../../../src/filters/source.rs"]
+mod source;
+mod trace;
+#[path = "../../../src/filters/tree.rs"]
+mod tree;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rules::{Programs, Rule};
+use scratch::{Directory, KillOnDrop, Requirement};
+use trace::Usage;
+
+use crate::guests::{file, program};
+
+/// Tests that together use nearly all rules, in little time.
+const SCENARIOS: &[&str] = &[
+    "api::addresses::second_host_with_address_is_reported",
+    "api::change::block_device_discards_and_is_replaced",
+    "api::change::drive_update_replaces_file",
+    "api::change::held_back_requests_of_block_device_complete",
+    "api::change::held_back_requests_of_cold_file_complete",
+    "api::change::interface_update_replaces_rate_limiter",
+    "api::change::update_to_disk_in_use_is_rejected",
+    "api::clones::shared_drive_is_written_by_several_vms",
+    "api::identity::unresumed_clone_writes_no_record",
+    "api::lifecycle::guest_exit_determines_exit_status",
+    "api::malformed::invalid_request_gets_its_fault_message",
+    "api::output::serial_output_beyond_limit_is_dropped_and_counted",
+    "api::output::sighup_reopens_files",
+    "api::replay::kraftkit",
+    "api::roundtrip::clock::api_load_with_clock_realtime_advances_guest_time",
+    "api::slow_disk::slow_requests_complete",
+    "api::slow_disk::stuck_disk_of_serial_output_delays_no_answer",
+    "api::snapshot::devices::truncated_memory_file_ends_mayfly_with_its_name",
+    "api::snapshot::rejected::create_with_invalid_paths_keeps_guest",
+    "api::snapshot::relative_paths_are_in_working_directory",
+    "api::snapshot::snapshot_with_kernel_irqchip_loads_and_is_repeated",
+    "api::snapshot_cli::shell::inherited_tap_passes_to_shell",
+    "api::snapshot_cli::shell::snapshot_continues_in_shell",
+    "api::snapshot_cli::shell::tracked_snapshot_uses_vm_of_shell",
+    "api::snapshot_cli::working_set::cold_memory_file_is_read_ahead",
+    "api::status::guest_that_waits_for_interrupts_is_not_reported",
+    "api::tracking::diff_of_restored_vm_without_proc_holds_changes",
+    "api::tracking::repeated_diff_keeps_contents",
+    "api::uffd::paused_guest_touches_few_pages",
+    "command::triple_fault_is_reported",
+    "console::escape_key_ends_paused_guest",
+    "console::shell_adopts_terminal_of_client",
+    "isolation::api_opens_files_in_allowed_directories_alone",
+    "network::passt_ends_with_vm",
+    "network::throttled_reply_reaches_unix_socket",
+    "programs::drives_with_hostile_guest",
+    "programs::input_by_ioapic",
+    "programs::input_by_kernel_irqchip",
+    "programs::level_triggered_interrupts_by_ioapic",
+    "programs::timer_by_pic",
+    "virtio::flush_of_large_disk_completes",
+];
+
+/// Rules whose use depends on more than a scenario can set up, and the reasons. A scenario may use one by chance.
+const UNUSED_RULES: &[(&str, &str)] = &[
+    ("start ioctl KVM_IRQ_LINE", KERNEL_IRQCHIP),
+    ("start ioctl KVM_SET_GSI_ROUTING", LEVEL),
+    ("start ioctl KVM_GET_XSAVE2", HOST),
+    ("vcpu ioctl KVM_GET_XSAVE2", HOST),
+    ("start ioctl KVM_SET_TSC_KHZ", HOST),
+    ("start ioctl KVM_SET_SREGS2", "the guest uses PAE paging"),
+    ("start clock_nanosleep", TIMER),
+    ("vcpu clock_nanosleep", TIMER),
+    ("vcpu clock_gettime", VDSO),
+    ("worker clock_gettime", VDSO),
+    ("start restart_syscall", STOPPED),
+    ("vmm restart_syscall", STOPPED),
+    ("vcpu restart_syscall", STOPPED),
+    ("worker restart_syscall", STOPPED),
+    ("start mremap", ALLOCATION),
+    ("vmm mremap", ALLOCATION),
+    ("vcpu mremap", ALLOCATION),
+    ("worker brk", ALLOCATION),
+    ("worker close", "the thread of a drive outlives the drive"),
+    ("worker mmap not executable", ALLOCATION),
+    ("worker mprotect not executable", ALLOCATION),
+    ("worker munmap", ALLOCATION),
+    ("start pause", END),
+    ("vmm pause", END),
+    ("vcpu pause", END),
+    ("vcpu exit_group", END),
+    ("worker exit_group", END),
+    ("vmm rt_sigreturn", END),
+    ("worker rt_sigreturn", END),
+    ("vcpu ioctl TCGETS", END),
+    ("vcpu ioctl TCSETS", END),
+    ("vcpu ioctl TIOCGPGRP", END),
+    ("vcpu getpgrp", END),
+    ("start fstat", LIBRARY),
+    ("vmm fstat", LIBRARY),
+    ("start getcwd", LINK),
+    ("vmm getcwd", LINK),
+    (
+        "start getsockopt",
+        "the API socket of a client of a shell is in use",
+    ),
+    ("vmm ioctl BLKDISCARD", EVENT_LOOP),
+    ("vmm cachestat", EVENT_LOOP),
+    ("vmm io_uring_enter", EVENT_LOOP),
+    ("worker pread64", "the disk is slow: `api::slow_disk` has one"),
+    ("start fcntl F_GETFD", DEBUG),
+    ("vmm fcntl F_GETFD", DEBUG),
+    ("vcpu fcntl F_GETFD", DEBUG),
+    ("worker fcntl F_GETFD", DEBUG),
+];
+
+// Reasons of `UNUSED_RULES`.
+const ALLOCATION: &str = "the heap has no room at that moment";
+const DEBUG: &str = "a debug build makes the call";
+const END: &str = "the process ends by a signal, an abort or for lack of memory, on this thread";
+const EVENT_LOOP: &str = "the event loop executes requests that a rate limiter has held back";
+const HOST: &str = "the host has wide registers, or the snapshot is of a host with another clock";
+const KERNEL_IRQCHIP: &str = "input of a guest with --irqchip kernel that was loaded by the API";
+const LEVEL: &str = "a guest with level-triggered interrupts by the IOAPIC that was loaded by the API";
+const LIBRARY: &str = "another version of the C library lists a directory by this call";
+const LINK: &str = "a snapshot replaces a file at a relative link";
+const STOPPED: &str = "a signal stops and continues the process in a call with a timeout";
+const TIMER: &str = "the timer of a vCPU expires while its state is read";
+const VDSO: &str = "the clock of the host is not readable without a system call";
+
+/// Maximum number of calls of which no scenario uses a rule.
+const MAX_UNUSED_CALLS: usize = 12;
+
+/// Limit of a scenario. One that lacks a rule may wait for mayfly, which has ended.
+const LIMIT: Duration = Duration::from_secs(5);
+/// Limit of a scenario under strace.
+const TRACED_LIMIT: Duration = Duration::from_secs(30);
+
+/// Result of a scenario.
+struct Outcome {
+    has_passed: bool,
+    /// It was killed after [`LIMIT`].
+    is_late: bool,
+    printed: String,
+}
+
+/// Runs the test `name` of this program in a process of its own, with the filters of the file `filters`, and under strace if `trace` is
+/// a directory for its output.
+fn run(name: &str, filters: &Path, trace: Option<&Path>) -> Outcome {
+    let output = Directory::new();
+    let printed = fs::File::create(output.path("output")).unwrap();
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture"]);
+    let wrapper = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/local/filters/mayfly.sh");
+    command.env("MAYFLY", wrapper).env("MAYFLY_PROGRAM", program());
+    let guest = file("hello.elf");
+    command.env("MAYFLY_GUESTS", Path::new(&guest).parent().unwrap());
+    command.env("MAYFLY_FILTERS", filters);
+    if let Some(directory) = trace {
+        command.env("MAYFLY_TRACE", directory);
+    }
+    command
+        .stdin(Stdio::null())
+        .stderr(printed.try_clone().unwrap())
+        .stdout(printed);
+    let mut child = KillOnDrop(command.spawn().unwrap());
+    let start = Instant::now();
+    let limit = if trace.is_some() { TRACED_LIMIT } else { LIMIT };
+    let mut status = None;
+    while status.is_none() && start.elapsed() < limit {
+        thread::sleep(Duration::from_millis(2));
+        status = child.0.try_wait().unwrap();
+    }
+    drop(child);
+    let printed = fs::read(output.path("output")).unwrap();
+    Outcome {
+        has_passed: status.is_some_and(|status| status.success()),
+        is_late: status.is_none(),
+        printed: String::from_utf8_lossy(&printed).into_owned(),
+    }
+}
+
+/// Executes `work` for the numbers below `count`, two at a time.
+fn for_each(count: usize, work: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    work(number);
+                }
+            });
+        }
+    });
+}
+
+/// What the traces of the scenarios show.
+struct Recording {
+    rules: Vec<Rule>,
+    programs: Programs,
+    /// Indices of the scenarios that use each rule, the shortest first.
+    users: BTreeMap<usize, Vec<usize>>,
+    violations: BTreeSet<String>,
+    calls: usize,
+}
+
+/// Runs the scenario `name` under strace. Returns the directory of its traces, and its duration.
+fn record(name: &str, filters: &Path) -> (Directory, Duration) {
+    let mut printed = String::new();
+    // strace delays the process, which some tests time.
+    for _ in 0..3 {
+        let directory = Directory::new();
+        let start = Instant::now();
+        let outcome = run(name, filters, Some(directory.root()));
+        if outcome.has_passed {
+            return (directory, start.elapsed());
+        }
+        printed = outcome.printed;
+    }
+    panic!("{name}: {printed}");
+}
+
+/// Runs each scenario under strace.
+static RECORDING: LazyLock<Recording> = LazyLock::new(|| {
+    let (rules, programs) = (rules::all(), Programs::compile());
+    let complete = Directory::new();
+    programs.write(&complete.path("filters"), None);
+    let recorded = Mutex::new(Vec::new());
+    for_each(SCENARIOS.len(), |number| {
+        let (directory, elapsed) = record(SCENARIOS[number], &complete.path("filters"));
+        let usage = Usage::read(directory.root(), &rules, &programs);
+        let mut recorded = recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        recorded.push((elapsed, number, usage));
+    });
+    let mut recorded = recorded.into_inner().unwrap();
+    recorded.sort_by_key(|(elapsed, ..)| *elapsed);
+    let mut recording = Recording {
+        rules,
+        programs,
+        users: BTreeMap::new(),
+        violations: BTreeSet::new(),
+        calls: 0,
+    };
+    for (_, scenario, usage) in recorded {
+        for rule in usage.rules {
+            recording.users.entry(rule).or_default().push(scenario);
+        }
+        recording.violations.extend(usage.violations);
+        recording.calls += usage.calls;
+    }
+    recording
+});
+
+/// Checks that the rules that are not `used` are [`UNUSED_RULES`], or some of them.
+fn expect_listed(rules: &[Rule], used: &BTreeSet<usize>) {
+    let listed: BTreeSet<&str> = UNUSED_RULES.iter().map(|(rule, _)| *rule).collect();
+    let names: Vec<String> = rules.iter().map(Rule::to_string).collect();
+    let names = names.iter().enumerate();
+    let unlisted: Vec<_> = names
+        .clone()
+        .filter(|(index, name)| !used.contains(index) && !listed.contains(name.as_str()))
+        .map(|(_, name)| name)
+        .collect();
+    assert!(
+        unlisted.is_empty(),
+        "no call by the scenarios: remove the rules, or list them with a reason: {unlisted:#?}"
+    );
+    for name in listed {
+        assert!(names.clone().any(|(_, other)| other == name), "no rule {name}");
+    }
+}
+
+#[test]
+fn traced_calls_and_rules_agree() {
+    if !scratch::require(Requirement::Strace) {
+        return;
+    }
+    let recording = &*RECORDING;
+    assert!(recording.violations.is_empty(), "{:#?}", recording.violations);
+    assert!(recording.calls > 10_000, "{} calls", recording.calls);
+    let used: BTreeSet<usize> = recording.users.keys().copied().collect();
+    expect_listed(&recording.rules, &used);
+    let used_calls: BTreeSet<_> = used.iter().map(|index| &recording.rules[*index].call).collect();
+    let calls = recording.rules.iter().map(|rule| &rule.call);
+    let unused: BTreeSet<_> = calls.filter(|call| !used_calls.contains(call)).collect();
+    assert!(unused.len() <= MAX_UNUSED_CALLS, "{unused:?}");
+}
+
+/// Returns true if the scenario `name` fails without `rule`.
+fn fails_without(rule: &Rule, name: &str) -> bool {
+    let directory = Directory::new();
+    let path = directory.path("filters");
+    RECORDING.programs.write(&path, Some(rule));
+    let outcome = run(name, &path, None);
+    let message = format!("refused the system call {} ", rule.call);
+    // Output may miss the message: of a process whose stderr is not shown, or that cannot write any more.
+    let has_failed = outcome.is_late || outcome.printed.contains(&message);
+    !outcome.has_passed && (has_failed || !run(name, &path, None).has_passed)
+}
+
+#[test]
+fn scenario_fails_without_each_rule() {
+    if !scratch::require(Requirement::Strace) {
+        return;
+    }
+    let recording = &*RECORDING;
+    let directory = Directory::new();
+    let complete = directory.path("filters");
+    recording.programs.write(&complete, None);
+    for_each(SCENARIOS.len(), |number| {
+        let (name, outcome) = (SCENARIOS[number], run(SCENARIOS[number], &complete, None));
+        let has_passed = outcome.has_passed || run(name, &complete, None).has_passed;
+        assert!(has_passed, "{name}: {}", outcome.printed);
+    });
+    let unneeded = Mutex::new(BTreeSet::new());
+    let is_rare = |rule: &Rule| UNUSED_RULES.iter().any(|(name, _)| rule.to_string() == *name);
+    let users = recording.users.iter();
+    let users: Vec<_> = users
+        .filter(|(rule, _)| !is_rare(&recording.rules[**rule]))
+        .collect();
+    for_each(users.len(), |number| {
+        let (&rule, scenarios) = users[number];
+        let rule = &recording.rules[rule];
+        // Threads share some calls, and another one than under strace may make it.
+        let is_needed = (0..3).any(|_| {
+            scenarios
+                .iter()
+                .any(|scenario| fails_without(rule, SCENARIOS[*scenario]))
+        });
+        if !is_needed {
+            let mut unneeded = unneeded.lock().unwrap_or_else(PoisonError::into_inner);
+            unneeded.insert(rule.to_string());
+        }
+    });
+    let unneeded = unneeded.into_inner().unwrap();
+    assert!(unneeded.is_empty(), "no scenario fails without: {unneeded:#?}");
+}
