@@ -1,7 +1,8 @@
 //! Requests of orchestrators, and the responses that they require. A client that expects 204 panics on 200.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use vmm::arch::{Architecture, Native, Platform};
@@ -131,12 +132,24 @@ fn sdk_operations(directory: &Directory) -> Vec<Exchange> {
 
 #[test]
 fn firecracker_go_sdk() {
+    run_go_sdk(&["--no-seccomp"]);
+}
+
+/// Files of the running VM are in one directory.
+#[test]
+fn firecracker_go_sdk_with_allowed_directory() {
+    run_go_sdk(&["--allow", "."]);
+}
+
+/// Runs the requests of the SDK, with `options` of mayfly, whose working directory is that of all files.
+fn run_go_sdk(options: &[&str]) {
     in_own_network(|| {
         create_tap("tap0");
         let directory = Directory::new();
         let socket = directory.text("api.sock");
         let mut command = firecracker_command(&directory);
-        command.args(["--api-sock", &socket, "--id", "c0ffee-1", "--no-seccomp"]);
+        command.args(["--api-sock", &socket, "--id", "c0ffee-1"]);
+        command.args(options).current_dir(directory.root());
         let mut process = ApiProcess::spawn(directory, &mut command);
         let mut client = process.connect();
         for (method, path, body, response) in sdk_start(&process.directory)
@@ -149,6 +162,38 @@ fn firecracker_go_sdk() {
         // StopVMM sends SIGTERM.
         process.terminate();
     });
+}
+
+/// The SDK with a monitor of root, and files in the directory of another user.
+#[test]
+fn root_monitor_names_lack_of_capabilities() {
+    if !scratch::require(scratch::Requirement::Root) {
+        return;
+    }
+    for (options, works) in [(&[][..], false), (&["--keep-capabilities"], true)] {
+        let mut process = ApiProcess::start_with(Directory::new(), options);
+        process.set_kernel("ticker.elf");
+        process.run_action("InstanceStart");
+        process.expect("tick 1\n");
+        process.expect_no_content("PATCH", "/vm", r#"{"state":"Paused"}"#);
+        let of_user = Directory::new();
+        chown(of_user.root(), Some(1000), Some(1000)).unwrap();
+        fs::set_permissions(of_user.root(), fs::Permissions::from_mode(0o700)).unwrap();
+        let [state, memory] = ["state", "memory"].map(|name| of_user.text(name));
+        let body = format!(r#"{{"mem_file_path":"{memory}","snapshot_path":"{state}"}}"#);
+        let response = process.request("PUT", "/snapshot/create", &body);
+        if works {
+            assert_eq!(response.text, NO_CONTENT);
+        } else {
+            let message = response.fault_message();
+            assert!(
+                message.contains("has no capabilities") && message.contains("--keep-capabilities"),
+                "{message}"
+            );
+            assert!(of_user.names().is_empty());
+        }
+        process.terminate();
+    }
 }
 
 /// kraftkit opens a connection for each request, sends the first request once the socket exists, and starts the guest from
@@ -217,24 +262,39 @@ fn urunc_config_file() {
                 .replace("KERNEL", &file("hello.elf"))
                 .replace("DISK", &disk);
             let config = directory.write("fc.json", config);
-            let mut command = firecracker_command(&directory);
-            command.args(["--no-api", "--config-file", &config, "--no-seccomp"]);
-            let mut process = ApiProcess::spawn(directory, &mut command);
-            process.expect("hello from mayfly\n");
-            process.expect_exit(0);
+            let root = directory.text("");
+            for options in [&["--no-seccomp"][..], &["--allow", &root]] {
+                let mut command = Command::new(program());
+                command
+                    .arg0("firecracker")
+                    .args(["--no-api", "--config-file", &config]);
+                let mut process = ApiProcess::spawn(Directory::new(), command.args(options));
+                process.expect("hello from mayfly\n");
+                process.expect_exit(0);
+            }
         }
     });
 }
 
-/// urunc uses one connection for all requests.
 #[test]
 fn urunc_socket() {
+    run_urunc(&["--no-seccomp"]);
+}
+
+#[test]
+fn urunc_socket_with_allowed_directory() {
+    run_urunc(&["--allow", "."]);
+}
+
+/// urunc uses one connection for all requests.
+fn run_urunc(options: &[&str]) {
     in_own_network(|| {
         create_tap("tap0");
         let directory = Directory::new();
         let socket = directory.text("api.sock");
         let mut command = firecracker_command(&directory);
-        command.args(["--api-sock", &socket, "--no-seccomp"]);
+        command.args(["--api-sock", &socket]);
+        command.args(options).current_dir(directory.root());
         let mut process = ApiProcess::spawn(directory, &mut command);
         let (kernel, disk) = (file("hello.elf"), process.directory.write("disk", [0; 4096]));
         let mut client = process.connect();
