@@ -218,3 +218,64 @@ fn identification_register_is_written_or_refused_by_name() {
     vcpu.values.borrow_mut().insert(PFR0, saved[16..].to_vec());
     restore(&vcpu, &numbers, &saved, CpuCheck::Quick).unwrap();
 }
+
+/// The ten registers of the five keys, and the identification register with the algorithm of their addresses, APA.
+#[test]
+fn pointer_authentication_that_host_lacks_is_refused_by_name() {
+    let keys: Vec<u64> = (0..10)
+        .map(|number| system_register(3, 0, 2, 1 + number / 4, number % 4))
+        .collect();
+    let isar1 = system_register(3, 0, 0, 6, 1);
+    let saved: Vec<u64> = [X0, isar1].into_iter().chain(keys).collect();
+    let own = [X0, isar1];
+    let values = values(&saved);
+    for check in [CpuCheck::Quick, CpuCheck::Strict] {
+        let error = reason(restore(&Recorded::new(&own, &[]), &saved, &values, check));
+        assert!(error.ends_with("this host lacks APIAKeyLo_EL1"), "{error}");
+    }
+    // Without the keys, the guest must not read that it has the feature: KVM rejects the value.
+    for check in [CpuCheck::Quick, CpuCheck::Strict, CpuCheck::Mask] {
+        let error = reason(restore(&Recorded::new(&own, &[isar1]), &saved, &values, check));
+        let expected =
+            "ID_AA64ISAR1_EL1 is 0x100f0e0d0c0b0a09 in the snapshot and 0x0000000000000000 on this host";
+        assert!(error.contains(expected), "{error}");
+    }
+    // Keys of this host alone keep their values.
+    let vcpu = Recorded::new(&saved, &[]);
+    restore(&vcpu, &own, &values[..16], CpuCheck::Strict).unwrap();
+    assert!(saved[2..].iter().all(|key| vcpu.value(*key) == [0; 8]));
+}
+
+/// Cache registers of a Cortex-A72, and of a Neoverse N1, whose caches need no maintenance for instructions (IDC and DIC of `CTR_EL0`). Other
+/// maintenance, such as that for processors without FWB, is KVM's, and the device tree states that devices are coherent.
+#[test]
+fn caches_of_other_processor_are_refused_by_name() {
+    const A72: [u64; 2] = [0x8444_c004, 0x0a20_0023];
+    const N1: [u64; 2] = [0xb444_c004, 0x0400_0004];
+    let ctr = system_register(3, 3, 0, 0, 1);
+    let clidr = system_register(3, 1, 0, 0, 1);
+    let bytes = |values: [u64; 2]| values.map(u64::to_le_bytes).concat();
+    let host = |values: [u64; 2]| {
+        let vcpu = Recorded::new(&[ctr, clidr], &[ctr, clidr]);
+        let recorded = [ctr, clidr].into_iter().zip(values);
+        vcpu.values
+            .borrow_mut()
+            .extend(recorded.map(|(register, value)| (register, value.to_le_bytes().to_vec())));
+        vcpu
+    };
+    for check in [CpuCheck::Quick, CpuCheck::Strict, CpuCheck::Mask] {
+        for same in [A72, N1] {
+            restore(&host(same), &[ctr, clidr], &bytes(same), check).unwrap();
+        }
+        for (saved, own) in [(A72, N1), (N1, A72)] {
+            let error = reason(restore(&host(own), &[ctr, clidr], &bytes(saved), check));
+            let values = format!(
+                "{:#018x} in the snapshot and {:#018x} on this host",
+                saved[0], own[0]
+            );
+            assert!(error.contains(&format!("CTR_EL0 is {values}")), "{error}");
+            let error = reason(restore(&host(own), &[clidr], &bytes(saved)[8..], check));
+            assert!(error.contains("CLIDR_EL1 is 0x"), "{error}");
+        }
+    }
+}
