@@ -2,7 +2,7 @@
 
 use super::kvm::check_counter_offset;
 use super::programs::on;
-use super::snapshots::{check_counter, check_extension, check_identities, check_ticks};
+use super::snapshots::{check_counters, check_extension, check_identities, check_ticks};
 use crate::linux::reseed_after_restore;
 use crate::programs::expect_exit;
 use crate::snapshots::start_with_features;
@@ -35,7 +35,7 @@ mod gic3 {
             vectors_are_restored => |map| check_extension(map, "sve.elf", "sve,pauth", "ok sve 256 bytes");
             keys_are_restored => |map| check_extension(map, "pauth.elf", "sve,pauth", "ok pauth 5 keys");
             ticks_continue_with_realtime => |map| check_ticks(map, "--realtime");
-            counter_stops_and_advances => |map| check_counter(map);
+            virtual_counter_stops_and_advances => |map| check_counters(map);
             clones_have_identities_of_their_own => |map| check_identities(map);
         }
     }

@@ -51,7 +51,7 @@ mod linux {
 #[test]
 fn virtual_counter_stops_and_advances() {
     let name = concat!(module_path!(), "::virtual_counter_stops_and_advances");
-    crate::host::run(name, || check_counter(super::FC));
+    crate::host::run(name, || check_counters(super::FC));
 }
 
 /// On one host alone: the state file decides.
@@ -131,37 +131,46 @@ pub fn check_ticks(map: Map, options: &str) {
     fs::remove_dir_all(DIRECTORY).unwrap();
 }
 
-/// Returns the virtual counter of a guest in seconds.
-fn read_counter(guest: &mut Guest) -> f64 {
+/// Counters of a guest in seconds.
+struct Counters {
+    virtual_seconds: f64,
+    physical_seconds: f64,
+}
+
+fn read_counters(guest: &mut Guest) -> Counters {
     guest.type_line("");
     guest.expect("counters ");
     let line = guest.expect(" end");
     println!("counters {line}");
     let numbers: Vec<f64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
-    numbers[0] / numbers[2]
+    Counters {
+        virtual_seconds: numbers[0] / numbers[2],
+        physical_seconds: numbers[1] / numbers[2],
+    }
 }
 
 /// Time between a snapshot and its restore.
 const PAUSE: Duration = Duration::from_secs(6);
 
-/// Restores a guest after a pause, without and with `--realtime`: its virtual counter stops and advances during the pause. The physical
-/// counter is not checked: before Linux 6.4 it has no offset, and the later host showed none under QEMU.
-pub fn check_counter(map: Map) {
+/// Restores a guest after a pause, without and with `--realtime`: its virtual counter stops and advances during the pause. Its physical
+/// counter is that of the host on both kernels, docs/guests.md: the older has no offset, and the emulated processor ignores that of the later.
+pub fn check_counters(map: Map) {
     let mut guest = start(map, "counters.elf");
     guest.expect("ready");
-    let before = read_counter(&mut guest);
+    let before = read_counters(&mut guest);
     create_snapshot(&[]);
     guest.terminate();
     thread::sleep(PAUSE);
     for options in ["", "--realtime"] {
         let mut restored = restore(options);
-        let passed = read_counter(&mut restored) - before;
-        println!("{options:?}: the counter counts {passed} s");
-        let is_expected = match options {
-            "" => (0.0..PAUSE.as_secs_f64()).contains(&passed),
-            _ => passed >= PAUSE.as_secs_f64(),
-        };
-        assert!(is_expected, "{options:?}: {passed} s");
+        let after = read_counters(&mut restored);
+        let passed = after.virtual_seconds - before.virtual_seconds;
+        let physical = after.physical_seconds - before.physical_seconds;
+        println!("{options:?}: the virtual counter counts {passed} s, the physical {physical} s");
+        let is_stopped = |seconds: f64| (0.0..PAUSE.as_secs_f64()).contains(&seconds);
+        assert_eq!(is_stopped(passed), options.is_empty(), "{options:?}: {passed} s");
+        assert!(passed >= 0.0, "{options:?}: {passed} s");
+        assert!(physical >= PAUSE.as_secs_f64(), "{options:?}: {physical} s");
         restored.terminate();
     }
     fs::remove_dir_all(DIRECTORY).unwrap();
