@@ -137,6 +137,7 @@ fn send(stream: &mut UnixStream, params: &LoadSnapshotParams, arguments: Vec<Str
             .iter()
             .map(|(number, descriptor)| (*number, descriptor.as_raw_fd()))
             .collect(),
+        is_detached: false,
     };
     request.send(stream).map_err(Error::Send)
 }

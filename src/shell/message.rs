@@ -72,6 +72,8 @@ pub struct Request<D = OwnedFd> {
     pub files: Vec<(PathBuf, D)>,
     /// Open descriptors by their numbers in the arguments.
     pub descriptors: Vec<(RawFd, D)>,
+    /// The VM goes on when its client ends.
+    pub is_detached: bool,
 }
 
 impl<D: AsRawFd> Request<D> {
@@ -84,7 +86,12 @@ impl<D: AsRawFd> Request<D> {
         let files: Option<Vec<_>> = files.collect();
         let files = files.ok_or(Error::Format("a path is not UTF-8"))?;
         let numbers: Vec<_> = self.descriptors.iter().map(|(number, _)| number).collect();
-        let text = json!({"arguments": self.arguments, "files": files, "descriptors": numbers});
+        let text = json!({
+            "arguments": self.arguments,
+            "files": files,
+            "descriptors": numbers,
+            "detached": self.is_detached,
+        });
         let text = format!("{text}\n");
         let standard = self.standard.iter().chain([&self.directory]);
         let files = self.files.iter().map(|(_, file)| file);
@@ -155,6 +162,7 @@ impl Request {
             directory,
             files,
             descriptors,
+            is_detached: message.get("detached") == Some(&Value::Bool(true)),
         })
     }
 }
@@ -297,6 +305,7 @@ mod tests {
                 ("/s/memory".into(), descriptor()),
             ],
             descriptors: vec![(7, descriptor())],
+            is_detached: true,
         }
     }
 

@@ -11,7 +11,8 @@
 //!   restore, run the guest
 //!   exit status ------------------------------> exit status
 //! ```
-//! A shell holds no file of a client before its request, and serves one VM. It ends when its client ends.
+//! A shell holds no file of a client before its request, and serves one VM. It ends when its client ends, unless the request is detached:
+//! instances go on without their supervisor.
 //!
 //! | module | contents |
 //! |---|---|
@@ -169,6 +170,8 @@ fn shape(args: &ShellArgs) -> Result<VmConfig, Error> {
 /// A request that the shell executes.
 struct Accepted {
     stream: UnixStream,
+    /// The VM goes on when its client ends.
+    is_detached: bool,
     restore: Box<RestoreArgs>,
     snapshot: OpenSnapshot,
     standard: [OwnedFd; 3],
@@ -188,6 +191,7 @@ fn accept(mut stream: UnixStream, control: &Control) -> Result<Accepted, Option<
     };
     Ok(Accepted {
         stream,
+        is_detached: request.is_detached,
         restore,
         snapshot,
         standard: request.standard,
@@ -251,7 +255,8 @@ fn run(accepted: Accepted, control: Control, timeline: Arc<Timeline>, waiter: Wa
         })
         .and_then(|()| SessionSetup::prepare_with(accepted.restore.session, timeline))
         .and_then(|setup| {
-            setup.wait(Duration::ZERO, control, Some(stream.as_fd()), |control| {
+            let client = (!accepted.is_detached).then(|| stream.as_fd());
+            setup.wait(Duration::ZERO, control, client, |control| {
                 let loaded = control.load_open_snapshot(accepted.snapshot);
                 drop(unneeded);
                 loaded.map(drop).map_err(StartError::Load)

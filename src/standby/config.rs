@@ -454,6 +454,11 @@ fn interface((index, object): (usize, &Map<String, Value>)) -> Result<Interface,
     if interface.ip.is_none() && interface.ip6.is_none() {
         return Err(format!("{path}: give ip or ip6, to which the supervisor answers"));
     }
+    if matches!(interface.link, Link::Network(_)) && interface.ip.is_some() && interface.ip6.is_some() {
+        return Err(format!(
+            "{path}: an interface in a shared network has one address; remove ip or ip6"
+        ));
+    }
     if interface.guest_ip.is_some() && interface.ip.is_none() {
         return Err(format!("{path}: guest_ip requires ip; add it"));
     }

@@ -1,6 +1,6 @@
 //! The supervisor's state, on disk and in memory, and what it watches.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -18,9 +18,12 @@ use super::command::{JAIL_SOCKET, Programs, jail_root};
 use super::config::Config;
 use super::journal::{self, Journal, Record, Subject};
 use super::metrics::Counters;
+use super::net::tap::Scratch;
+use super::networks::Networks;
 use super::procfs;
 use super::queue::WakeQueue;
 use super::registry::{Key, Origin, Registry, State};
+use super::shells::Shells;
 use super::sys::{self, Slots};
 
 /// Names in the state directory.
@@ -89,8 +92,12 @@ pub enum Source {
     Exchange(Key),
     /// Frame for a sleeping instance.
     Frame(Key),
-    /// Shell with this index.
+    /// End of the waiting shell with this number.
     Shell(Key),
+    /// Reply of the shell in which an instance wakes.
+    Reply(Key),
+    /// Packet for a sleeper in the network with this number.
+    Network(Key),
 }
 
 /// Bits of the generation of a key in the data of an event.
@@ -107,7 +114,9 @@ impl Source {
             Self::Process(key) => (4, Some(key)),
             Self::Exchange(key) => (5, Some(key)),
             Self::Frame(key) => (6, Some(key)),
-            Self::Shell(key) => (7, Some(key)),
+            Self::Network(key) => (7, Some(key)),
+            Self::Shell(key) => (8, Some(key)),
+            Self::Reply(key) => (9, Some(key)),
         };
         let key = key.map_or(0, |key| {
             let generation = u64::from(key.generation) & ((1 << GENERATION_BITS) - 1);
@@ -131,7 +140,9 @@ impl Source {
             4 => Self::Process(key),
             5 => Self::Exchange(key),
             6 => Self::Frame(key),
-            7 => Self::Shell(key),
+            7 => Self::Network(key),
+            8 => Self::Shell(key),
+            9 => Self::Reply(key),
             _ => return None,
         })
     }
@@ -167,6 +178,14 @@ pub struct Core {
     pub max_instances: usize,
     /// Directory of the cgroups of limited instances.
     pub cgroup: Option<PathBuf>,
+    /// Shared networks.
+    pub networks: Networks,
+    /// Number of the next network.
+    pub next_network: u32,
+    /// Processes that wait for their snapshots.
+    pub shells: Shells,
+    /// Buffer for a packet.
+    pub scratch: Scratch,
     /// Last sampled instance.
     pub cursor: Option<Key>,
     /// Time of the last write of the journal to the disk.
@@ -192,12 +211,18 @@ impl Core {
         let directory = enter(&args.state)?;
         let lock = lock(&directory)?;
         let boot_id = procfs::boot_id().map_err(failed("read /proc, which the supervisor requires"))?;
-        let mut registry = Registry::default();
-        let journal = Journal::open(Path::new("."), |record| apply(&mut registry, record));
+        let (mut registry, mut networks) = (Registry::default(), BTreeMap::new());
+        let journal = Journal::open(Path::new("."), |record| match record.subject {
+            Subject::Network => match record.value {
+                Some(value) => drop(networks.insert(record.id, value)),
+                None => drop(networks.remove(&record.id)),
+            },
+            Subject::Instance | Subject::Failure => apply(&mut registry, record),
+        });
         let journal = journal.map_err(Error::Journal)?;
         let run = CString::new(RUN).unwrap_or_default();
         let sockets = sys::watch_directory(&run).map_err(failed("watch the directory of sockets"))?;
-        let core = Self {
+        let mut core = Self {
             epoll: Epoll::new().map_err(failed("create an epoll instance"))?,
             registry,
             journal,
@@ -212,6 +237,10 @@ impl Core {
             memory_limit_kib: args.memory_limit.map(|bytes| bytes >> 10),
             max_instances: args.max_instances as usize,
             cgroup,
+            networks: Networks::default(),
+            shells: Shells::new(args.shells),
+            next_network: 0,
+            scratch: Scratch::default(),
             cursor: None,
             synced_at: Instant::now(),
             _lock: lock,
@@ -220,6 +249,7 @@ impl Core {
             .map_err(failed("watch sockets"))?;
         core.watch(Source::Journal, core.journal.done().as_raw_fd())
             .map_err(failed("watch the journal"))?;
+        core.open_networks(networks);
         Ok(core)
     }
 
@@ -244,6 +274,20 @@ impl Core {
     /// fit into the address of a socket.
     pub fn run_path(id: &str, suffix: &str) -> PathBuf {
         Path::new(RUN).join(format!("{id}.{suffix}"))
+    }
+
+    /// Creates an empty file for appended lines.
+    ///
+    /// # Errors
+    /// Fails for example on a full disk.
+    pub fn create_file(path: &Path) -> io::Result<File> {
+        // A new file: a process that is still there writes to the old one.
+        let _ = fs::remove_file(path);
+        OpenOptions::new()
+            .create_new(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)
     }
 
     /// Returns the path of the API socket of an instance.
@@ -443,7 +487,9 @@ mod tests {
                 generation: 1,
             }),
             Source::Frame(key),
+            Source::Network(key),
             Source::Shell(key),
+            Source::Reply(key),
         ] {
             assert_eq!(Source::from_data(source.data()), Some(source));
         }

@@ -1,9 +1,11 @@
 //! Lifecycle of an instance: wake, run, suspend, fail.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::CString;
+use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, lchown};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, lchown};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,7 @@ use super::live::{Live, Running};
 use super::memory::Room;
 use super::metrics::Failure;
 use super::procfs::Stat;
+use super::register::end_process;
 use super::registry::{Entry, Key, Origin, State};
 use super::sys::{self, Exit, Program, StartError};
 
@@ -48,6 +51,75 @@ pub enum Cause {
 }
 
 impl Core {
+    /// Prepares the instances of the journal: finds those that run, and lets the others sleep.
+    ///
+    /// # Errors
+    /// Fails if the run directory cannot be read.
+    pub fn settle(&mut self) -> io::Result<()> {
+        let all = self.registry.page(None, usize::MAX, None);
+        for key in &all {
+            if let Some(Ok(config)) = self
+                .shells
+                .is_used()
+                .then(|| self.registry.get(*key).map(Entry::parse))
+                .flatten()
+            {
+                self.shells.add(&config);
+            }
+            let config = self
+                .registry
+                .get(*key)
+                .filter(|entry| entry.has_links)
+                .map(Entry::parse);
+            if let Some(Err(reason)) = config.map(|config| self.join_networks(*key, &config?)) {
+                self.fail(*key, Failure::Tap, &reason);
+            }
+        }
+        self.find_running()?;
+        self.remove_leftover();
+        for key in all {
+            self.fall_asleep(key);
+        }
+        Ok(())
+    }
+
+    /// Handles frames for a sleeping instance.
+    pub fn read_frames(&mut self, key: Key) {
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        if entry.state != State::Suspended {
+            return;
+        }
+        match entry.links.read(&mut self.scratch) {
+            Ok(None) => {}
+            Ok(Some((id, frames))) => {
+                let frames = frames.to_memfd().map(|file| (id, file));
+                if let Err(error) = &frames {
+                    log::error!("standby: the frame that wakes {} is lost: {error}", entry.id);
+                }
+                self.wake(key, Cause::Frame, frames.ok());
+            }
+            Err(error) => {
+                self.unwatch_frames(key);
+                self.fail(
+                    key,
+                    Failure::Tap,
+                    &format!("cannot read frames of the tap: {error}; set it up, then wake the instance"),
+                );
+            }
+        }
+    }
+
+    fn unwatch_frames(&self, key: Key) {
+        let descriptors = self
+            .registry
+            .get(key)
+            .into_iter()
+            .flat_map(|entry| entry.links.descriptors());
+        descriptors.for_each(|descriptor| self.unwatch(descriptor));
+    }
+
     /// Opens the taps of a sleeping instance, and waits for frames. Without them, the instance is failed.
     pub fn fall_asleep(&mut self, key: Key) {
         let Some(entry) = self.registry.get_mut(key) else {
@@ -95,7 +167,7 @@ impl Core {
     }
 
     /// Wakes an instance, at once or in its turn. `frames` are the frames that it gets first.
-    pub fn wake(&mut self, key: Key, cause: Cause, frames: Option<File>) {
+    pub fn wake(&mut self, key: Key, cause: Cause, frames: Option<(Box<str>, OwnedFd)>) {
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
@@ -109,9 +181,7 @@ impl Core {
                 return;
             }
         }
-        for descriptor in entry.links.descriptors().collect::<Vec<_>>() {
-            self.unwatch(descriptor);
-        }
+        self.unwatch_frames(key);
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
@@ -189,6 +259,15 @@ impl Core {
 
     fn drop_live(&mut self, key: Key) {
         self.running.remove(&key);
+        self.release_taps(key);
+        if let Some(Ok(config)) = self
+            .registry
+            .get(key)
+            .filter(|entry| entry.has_links)
+            .map(Entry::parse)
+        {
+            self.abandon_packets(&config);
+        }
         if let Some(entry) = self.registry.get_mut(key) {
             entry.live = None;
         }
@@ -201,28 +280,131 @@ impl Core {
         };
         let load = |reason| (Failure::Load, reason);
         let config = entry.parse().map_err(load)?;
-        let child = self.spawn(entry.id.clone(), key, &config)?;
-        let watched = self.watch(Source::Process(key), child.process.as_raw_fd());
-        let Some(entry) = self.registry.get_mut(key) else {
-            return Ok(());
-        };
-        let Some(live) = &mut entry.live else {
-            return Ok(());
-        };
-        if let Err(error) = watched {
-            // Unwatched, its end would stay unknown.
-            let _ = sys::signal(child.process.as_fd(), libc::SIGKILL);
-            sys::reap(child.process.as_fd());
-            return Err((Failure::Start, format!("cannot watch the process: {error}")));
+        // Without a tap, the wake waits for one as for a process.
+        self.assign_taps(key, &config)
+            .map_err(|reason| (Failure::Start, reason))?;
+        if let Some((running, stream)) = self.start_in_shell(key, &config) {
+            // Unwatched, a refusal ends at the deadline.
+            let _ = self.watch(Source::Reply(key), stream.as_raw_fd());
+            return self.note_started(key, running, Some(stream));
         }
-        live.frames = None;
-        live.deadline = Some(Instant::now() + WAKE_TIMEOUT);
-        live.running = Some(Running {
+        self.start_process(key, &config)
+    }
+
+    /// Starts a process without a shell.
+    fn start_process(&mut self, key: Key, config: &Config) -> Result<(), (Failure, String)> {
+        let Some(entry) = self.registry.get(key) else {
+            return Ok(());
+        };
+        let child = self.spawn(entry.id.clone(), key, config)?;
+        let running = Running {
             pid: child.pid,
             process: child.process,
-        });
-        self.running.insert(key);
+        };
+        self.note_started(key, running, None)
+    }
+
+    /// Notes the process of a wake, which was a shell if there is a connection.
+    fn note_started(
+        &mut self,
+        key: Key,
+        running: Running,
+        shell: Option<UnixStream>,
+    ) -> Result<(), (Failure, String)> {
+        if let Err(error) = self.watch(Source::Process(key), running.process.as_raw_fd()) {
+            // Unwatched, its end would stay unknown.
+            end_process(&running);
+            return Err((Failure::Start, format!("cannot watch the process: {error}")));
+        }
+        if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
+            if shell.is_none() {
+                live.frames = None;
+            }
+            live.shell = shell;
+            live.deadline = Some(Instant::now() + WAKE_TIMEOUT);
+            live.running = Some(running);
+            self.running.insert(key);
+        }
         Ok(())
+    }
+
+    /// Starts a process in the place of a shell that has refused its request.
+    pub fn replace_shell(&mut self, key: Key) {
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
+        let parsed = entry.parse();
+        let Some(live) = &mut entry.live else { return };
+        live.shell = None;
+        if let Some(running) = live.running.take() {
+            end_process(&running);
+        }
+        self.running.remove(&key);
+        let started = parsed
+            .map_err(|reason| (Failure::Load, reason))
+            .and_then(|config| self.start_process(key, &config));
+        if let Err((failure, reason)) = started {
+            self.queue.end();
+            self.give_up(key, failure, &reason);
+        }
+    }
+
+    /// Prepares the directory of the next snapshot and the place of the API socket. Returns the directory.
+    ///
+    /// # Errors
+    /// The cause, for example a full disk.
+    pub fn prepare_files(&self, id: &str, config: &Config) -> Result<PathBuf, (Failure, String)> {
+        let suspend_to = self.suspend_directory(id, config);
+        let owner = config.jail.as_ref().map(|jail| (jail.uid, jail.gid));
+        create_directory(&suspend_to, owner).map_err(|error| {
+            (
+                Failure::Start,
+                format!("cannot create {}: {error}", suspend_to.display()),
+            )
+        })?;
+        // A name from an earlier process would not be reported again.
+        let _ = fs::remove_file(self.socket(id, config));
+        Ok(suspend_to)
+    }
+
+    /// Returns program and arguments of a process.
+    fn command_of(
+        &self,
+        config: &Config,
+        entry: &Entry,
+        suspend_to: PathBuf,
+        taps: Vec<(&str, RawFd)>,
+        frames: Option<(&str, RawFd)>,
+    ) -> Result<(CString, Vec<CString>), String> {
+        let start = Start {
+            id: &entry.id,
+            origin: entry.origin,
+            source: source(config, entry.origin, &suspend_to),
+            suspend_to,
+            socket: self.socket(&entry.id, config),
+            taps,
+            frames,
+        };
+        command(&self.programs, config, &start)
+    }
+
+    /// Returns the arguments of a process for a shell, with the name of the program.
+    ///
+    /// # Errors
+    /// Fails for a path that is not UTF-8.
+    pub fn arguments(
+        &self,
+        config: &Config,
+        entry: &Entry,
+        suspend_to: PathBuf,
+        taps: Vec<(&str, RawFd)>,
+        frames: Option<(&str, RawFd)>,
+    ) -> Result<Vec<String>, String> {
+        let (_, arguments) = self.command_of(config, entry, suspend_to, taps, frames)?;
+        let arguments = arguments.into_iter().map(CString::into_string);
+        arguments
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("cannot send an argument to a shell: {error}"))
     }
 
     fn spawn(&mut self, id: Box<str>, key: Key, config: &Config) -> Result<sys::Child, (Failure, String)> {
@@ -231,17 +413,18 @@ impl Core {
             let operation = operation.to_owned();
             move |error: io::Error| (Failure::Start, format!("cannot {operation}: {error}"))
         };
-        let suspend_to = self.suspend_directory(&id, config);
-        let owner = config.jail.as_ref().map(|jail| (jail.uid, jail.gid));
-        let created = create_directory(&suspend_to, owner);
-        created.map_err(system(&format!("create {}", suspend_to.display())))?;
-        // A name from an earlier process would not be reported again.
-        let socket = self.socket(&id, config);
-        let _ = fs::remove_file(&socket);
-        let mut identity =
-            create(&Self::run_path(&id, "pid")).map_err(system("create the file of the process ID"))?;
-        writeln!(identity, "{}", self.boot_id).map_err(system("write the file of the process ID"))?;
-        let stderr = create(&Self::run_path(&id, "log")).map_err(system("create the log of the process"))?;
+        let suspend_to = self.prepare_files(&id, config)?;
+        let mut identity = Self::create_file(&Self::run_path(&id, "pid"))
+            .map_err(system("create the file of the process ID"))?;
+        let names = self
+            .registry
+            .get(key)
+            .into_iter()
+            .flat_map(|entry| &entry.links.pool);
+        let names: String = names.map(|tap| format!(" {}", tap.name)).collect();
+        writeln!(identity, "{}{names}", self.boot_id).map_err(system("write the file of the process ID"))?;
+        let stderr = Self::create_file(&Self::run_path(&id, "log"))
+            .map_err(system("create the log of the process"))?;
         let cgroup = match (&config.jail, &self.cgroup) {
             (None, Some(directory)) => cgroup::create(directory, &id, config.limits).map_err(load)?,
             _ => None,
@@ -251,27 +434,16 @@ impl Core {
         };
         let frames = entry.live.as_ref().and_then(|live| live.frames.as_ref());
         let (ids, mut inherited): (Vec<_>, Vec<_>) = entry.links.taps().unzip();
-        let slots = &mut self.slots;
-        let taps: Vec<_> = ids
-            .into_iter()
-            .enumerate()
-            .map(|(index, id)| (id, slots.number(index)))
-            .collect();
-        let first = taps.first().zip(frames).map(|((id, _), file)| {
+        let slots = &self.slots;
+        let taps = ids.into_iter().enumerate();
+        let taps: Vec<_> = taps.map(|(index, id)| (id, slots.number(index))).collect();
+        let first = frames.map(|(id, file)| {
             inherited.push(file.as_fd());
-            (*id, slots.number(inherited.len() - 1))
+            (&**id, slots.number(inherited.len() - 1))
         });
-        let start = Start {
-            id: &id,
-            origin: entry.origin,
-            source: source(config, entry.origin, &suspend_to),
-            suspend_to,
-            socket,
-            taps,
-            frames: first,
-        };
-        let (path, arguments) = command(&self.programs, config, &start).map_err(load)?;
-        let started = slots.start(&Program {
+        let command = self.command_of(config, entry, suspend_to, taps, first);
+        let (path, arguments) = command.map_err(load)?;
+        let started = self.slots.start(&Program {
             path: &path,
             arguments: &arguments,
             stderr: stderr.as_fd(),
@@ -367,6 +539,8 @@ impl Core {
         live.active_at = Instant::now();
         let (time, suspends) = (live.woken_at.elapsed(), live.suspends_next);
         live.suspends_next = false;
+        entry.links.announce();
+        live.frames = None;
         self.counters.wake_times.add(time);
         self.write_failure(key);
         if suspends {
@@ -451,6 +625,7 @@ impl Core {
         } else {
             &line
         };
+        self.release_taps(key);
         self.note_end(key, state, exit, line);
         if live.wakes_again {
             self.wake(key, Cause::Request, None);
@@ -536,7 +711,7 @@ impl Core {
     ///
     /// # Errors
     /// Fails if the directory cannot be read.
-    pub fn find_running(&mut self) -> io::Result<()> {
+    fn find_running(&mut self) -> io::Result<()> {
         for file in fs::read_dir(RUN)? {
             let path = file?.path();
             let is_record = path.extension().is_some_and(|extension| extension == "pid");
@@ -553,7 +728,14 @@ impl Core {
                 continue;
             };
             match found {
-                Some(running) => self.adopt(key, running)?,
+                Some((running, taps)) => {
+                    self.adopt(key, running)?;
+                    let config = self.registry.get(key).map(Entry::parse);
+                    if let Some(Ok(config)) = config {
+                        let taps: Vec<_> = taps.iter().map(String::as_str).collect();
+                        self.adopt_taps(key, &config, &taps);
+                    }
+                }
                 None => {
                     let _ = fs::remove_file(&path);
                     let reason = "the process has ended without a supervisor";
@@ -570,18 +752,21 @@ impl Core {
         Ok(())
     }
 
-    /// Opens the process of a record, if it is still the same one.
-    fn open_recorded(&self, record: &str) -> Option<Running> {
-        let (boot, line) = record.split_once('\n')?;
+    /// Opens the process of a record, if it is still the same one. Returns the names of its taps of shared networks, too.
+    fn open_recorded(&self, record: &str) -> Option<(Running, Vec<String>)> {
+        let (head, line) = record.split_once('\n')?;
+        let mut head = head.split(' ').map(str::to_owned);
+        let boot = head.next()?;
         let recorded = Stat::parse(line).filter(|_| boot == self.boot_id)?;
         // Before the comparison: afterwards the number could belong to another process.
         let process = sys::open_process(recorded.pid).ok()?;
         let present = Stat::of(recorded.pid)?;
         let is_same = present.start == recorded.start && !present.is_zombie;
-        is_same.then_some(Running {
+        let running = Running {
             pid: recorded.pid,
             process,
-        })
+        };
+        is_same.then(|| (running, head.collect()))
     }
 
     /// Takes over a process of an earlier supervisor.
@@ -676,17 +861,6 @@ fn create_directory(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// Creates an empty file for appended lines.
-fn create(path: &Path) -> io::Result<File> {
-    // A new file: a process that is still there writes to the old one.
-    let _ = fs::remove_file(path);
-    OpenOptions::new()
-        .create_new(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
 }
 
 /// Returns the last line of the file at `path`.

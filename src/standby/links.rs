@@ -1,21 +1,35 @@
-//! Interfaces of an instance on the host.
+//! Interfaces of an instance on the host: taps of its own, and taps from the pools of shared networks.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use devices::virtio::net::tap::Tap;
+use super::config::{Config, Interface, Link, WakeOn};
+use super::net::tap::Scratch;
+use super::net::{Addresses, FirstFrames, Sleeper, WakeRule};
 
-use super::config::{Config, Link};
-
-/// Interface with its tap.
+/// Tap of a pool, while the instance wakes or runs.
 #[derive(Debug)]
-struct HeldTap {
-    id: Box<str>,
-    tap: Tap,
+pub struct PoolTap {
+    /// Identifier of the interface.
+    pub interface: Box<str>,
+    /// Identifier of the network.
+    pub network: Box<str>,
+    /// Address of the instance in the network.
+    pub address: IpAddr,
+    /// Name of the tap.
+    pub name: String,
+    /// The tap; none for a process of an earlier supervisor.
+    pub tap: Option<OwnedFd>,
 }
 
-/// Taps of an instance, which stay open while its process uses them: the kernel keeps their frames.
+/// Interfaces of an instance. Taps of its own stay open while its process uses them: the kernel keeps their frames.
 #[derive(Debug, Default)]
-pub struct Links(Vec<HeldTap>);
+pub struct Links {
+    sleepers: Vec<(Box<str>, Sleeper)>,
+    /// Taps of shared networks.
+    pub pool: Vec<PoolTap>,
+}
 
 impl Links {
     /// Opens the taps of an instance.
@@ -23,29 +37,88 @@ impl Links {
     /// # Errors
     /// A text that names the tap that is missing or busy.
     pub fn open(config: &Config) -> Result<Self, String> {
-        let mut held = Vec::new();
+        let mut sleepers = Vec::new();
         for interface in &config.interfaces {
             if let Link::Tap(name) = &interface.link {
-                let tap = Tap::open(name).map_err(|error| vmm::ErrorChain(&error).to_string())?;
-                let id = interface.id.as_str().into();
-                held.push(HeldTap { id, tap });
+                let addresses = Addresses {
+                    mac: mac(interface),
+                    ip: addresses(interface).collect(),
+                };
+                let opened = Sleeper::open(name, addresses, rule(&config.wake_on));
+                let sleeper = opened.map_err(|error| vmm::ErrorChain(&error).to_string())?;
+                sleepers.push((interface.id.as_str().into(), sleeper));
             }
         }
-        Ok(Self(held))
+        Ok(Self {
+            sleepers,
+            pool: Vec::new(),
+        })
     }
 
-    /// Returns true if the taps are open.
+    /// Returns true if it has taps.
     pub fn is_open(&self) -> bool {
-        !self.0.is_empty()
+        !self.sleepers.is_empty()
     }
 
     /// Returns the taps by the identifiers of their interfaces.
     pub fn taps(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
-        self.0.iter().map(|held| (&*held.id, held.tap.as_fd()))
+        let own = self.sleepers.iter().map(|(id, sleeper)| (&**id, sleeper.fd()));
+        let pool = self
+            .pool
+            .iter()
+            .filter_map(|tap| Some((&*tap.interface, tap.tap.as_ref()?.as_fd())));
+        own.chain(pool)
     }
 
     /// Returns the descriptors that are readable when a frame arrives.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
-        self.0.iter().map(|held| held.tap.as_fd().as_raw_fd())
+        self.sleepers.iter().map(|(_, sleeper)| sleeper.fd().as_raw_fd())
+    }
+
+    /// Reads frames of the taps. Returns those that wake the instance, with the identifier of their interface.
+    ///
+    /// # Errors
+    /// Fails if an interface is down or deleted.
+    pub fn read(&mut self, scratch: &mut Scratch) -> io::Result<Option<(Box<str>, FirstFrames)>> {
+        for (id, sleeper) in &mut self.sleepers {
+            if let Some(frames) = sleeper.on_readable(scratch)? {
+                return Ok(Some((id.clone(), frames)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Announces the addresses of an instance that runs: bridges learn the ports of its taps.
+    pub fn announce(&self) {
+        for (id, sleeper) in &self.sleepers {
+            if let Err(error) = sleeper.announce() {
+                log::debug!("standby: cannot announce the addresses of interface {id}: {error}");
+            }
+        }
+    }
+}
+
+/// Returns the MAC address that the network sees. The registration has completed it from the snapshot.
+pub fn mac(interface: &Interface) -> [u8; 6] {
+    interface.mac.map_or([0; 6], |mac| mac.0)
+}
+
+/// Returns the addresses of an interface.
+pub fn addresses(interface: &Interface) -> impl Iterator<Item = IpAddr> {
+    interface
+        .ip
+        .map(IpAddr::V4)
+        .into_iter()
+        .chain(interface.ip6.map(IpAddr::V6))
+}
+
+/// Converts the rule of a registration.
+pub fn rule(wake_on: &WakeOn) -> WakeRule {
+    match wake_on {
+        WakeOn::Unicast => WakeRule::Unicast,
+        WakeOn::NewConnections => WakeRule::NewConnections,
+        WakeOn::Ports(ports) => WakeRule::Ports(ports.as_slice().into()),
+        // No port is one of none.
+        WakeOn::None => WakeRule::Ports([].into()),
     }
 }

@@ -1,7 +1,7 @@
 //! Wake and process of an instance that is not asleep.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use super::exchange::Exchange;
@@ -22,12 +22,14 @@ pub struct Live {
     pub woken_at: Instant,
     /// The process, once it is started.
     pub running: Option<Running>,
+    /// Connection to the shell that the process was, until its reply.
+    pub shell: Option<UnixStream>,
     /// Request to the API of the process.
     pub exchange: Option<Exchange>,
     /// End of the wait for the API of the process.
     pub deadline: Option<Instant>,
-    /// Frames that have woken the instance.
-    pub frames: Option<File>,
+    /// Frames that have woken the instance, with the identifier of their interface.
+    pub frames: Option<(Box<str>, OwnedFd)>,
     /// The wait for its guest is over, and the process is killed.
     pub is_late: bool,
     /// Wake it again at the end of the process.
@@ -44,11 +46,12 @@ pub struct Live {
 
 impl Live {
     /// Begins a wake. `memory_kib` is the expected memory.
-    pub fn new(memory_kib: u64, frames: Option<File>) -> Self {
+    pub fn new(memory_kib: u64, frames: Option<(Box<str>, OwnedFd)>) -> Self {
         let now = Instant::now();
         Self {
             woken_at: now,
             running: None,
+            shell: None,
             exchange: None,
             deadline: None,
             frames,

@@ -12,6 +12,8 @@
 //! | `command`, `exchange` | command line of a process, requests to its API |
 //! | `net` | frames of suspended instances |
 //! | `links`, `cgroup` | interfaces and limits of an instance |
+//! | `networks`, `attach` | shared networks, and their use by instances |
+//! | `shells`, `warm` | shells, and wakes in them |
 //! | `sys`, `procfs` | system calls; what the kernel reports about processes |
 //! | `supervisor`, `routes`, `metrics` | event loop, API |
 
@@ -19,6 +21,7 @@
 #[path = "../allocator.rs"]
 mod allocator;
 mod args;
+mod attach;
 mod cgroup;
 mod command;
 mod config;
@@ -32,9 +35,17 @@ mod live;
 #[allow(dead_code, unused_imports, reason = "mayfly uses the rest")]
 mod logging;
 mod memory;
+#[path = "../shell/message.rs"]
+#[allow(dead_code, reason = "mayfly uses the rest")]
+mod message;
 mod metrics;
-#[allow(dead_code, unused_imports, reason = "a library for the supervisor")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "a library, of which the supervisor uses a part"
+)]
 mod net;
+mod networks;
 #[path = "../printable.rs"]
 #[allow(dead_code, reason = "mayfly uses the rest")]
 mod printable;
@@ -47,8 +58,10 @@ mod register;
 mod registry;
 mod routes;
 mod schema;
+mod shells;
 mod supervisor;
 mod sys;
+mod warm;
 
 use std::error::Error;
 use std::io::{self, Write};

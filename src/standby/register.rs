@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use vmm::ErrorChain;
-use vmm::config::{DeviceKind, VmConfig};
+use vmm::config::{DeviceConfig, DeviceKind, VmConfig};
 use vmm::control;
 
 use super::cgroup;
@@ -85,7 +85,7 @@ impl Core {
     /// A rejection with the reason; nothing has changed then.
     pub fn register(&mut self, id: &str, body: &[u8]) -> Result<(), Rejection> {
         check_id(id)?;
-        let (config, text) = Config::parse(body).map_err(Rejection::invalid)?;
+        let (config, _) = Config::parse(body).map_err(Rejection::invalid)?;
         if self.registry.len() >= self.max_instances {
             let max = self.max_instances;
             let reason = format!(
@@ -108,12 +108,15 @@ impl Core {
                 "jail: cannot find {path}; install it, or name it by --jailer"
             )));
         }
-        check_snapshot(&config).map_err(Rejection::invalid)?;
+        let saved = check_snapshot(&config).map_err(Rejection::invalid)?;
+        let (config, text) = with_addresses(body, &saved).map_err(Rejection::invalid)?;
         let key = self
             .registry
             .add(id, &config, text.clone(), "registered")
             .map_err(Rejection::conflict)?;
-        let opened = Links::open(&config)
+        let joined = self.join_networks(key, &config);
+        let opened = joined
+            .and_then(|()| Links::open(&config))
             .map_err(Rejection::conflict)
             .and_then(|links| {
                 if let Some(entry) = self.registry.get_mut(key) {
@@ -124,9 +127,11 @@ impl Core {
                     .map_err(Rejection::unavailable)
             });
         if let Err(rejection) = opened {
+            self.leave_networks(&config);
             self.registry.remove(key);
             return Err(rejection);
         }
+        self.shells.add(&config);
         self.fall_asleep(key);
         Ok(())
     }
@@ -168,9 +173,13 @@ impl Core {
         for suffix in ["pid", "sock", "log"] {
             let _ = std::fs::remove_file(Self::run_path(id, suffix));
         }
-        if let Ok(config) = entry.parse()
-            && config.suspend_to.is_none()
-        {
+        if let Ok(config) = entry.parse() {
+            self.leave_networks(&config);
+            self.shells.remove(&config);
+            if config.suspend_to.is_some() {
+                self.start_waiting();
+                return Ok(());
+            }
             remove_snapshots(self.suspend_directory(id, &config));
         }
         self.start_waiting();
@@ -204,7 +213,7 @@ fn entry_has_failure(core: &Core, id: &str) -> bool {
 }
 
 /// Kills a process and removes it from the process table at its end, which a signal makes prompt.
-fn end_process(running: &super::live::Running) {
+pub fn end_process(running: &super::live::Running) {
     use std::os::fd::AsFd;
     let _ = sys::signal(running.process.as_fd(), libc::SIGKILL);
     let Ok(process) = running.process.try_clone() else {
@@ -220,7 +229,7 @@ fn end_process(running: &super::live::Running) {
 }
 
 /// Checks the snapshot of `config`, and that it has the named devices.
-fn check_snapshot(config: &Config) -> Result<(), String> {
+fn check_snapshot(config: &Config) -> Result<VmConfig, String> {
     let directory = &config.snapshot;
     let current = directory.join("current");
     let directory: &Path = if current.exists() { &current } else { directory };
@@ -245,7 +254,26 @@ fn check_snapshot(config: &Config) -> Result<(), String> {
     {
         return Err("boot: the supervisor sets --api-sock; remove it".into());
     }
-    Ok(())
+    Ok(saved)
+}
+
+/// Adds the MAC addresses of the snapshot to interfaces without one: the supervisor answers with them.
+fn with_addresses(body: &[u8], saved: &VmConfig) -> Result<(Config, String), String> {
+    let mut value: Value = serde_json::from_slice(body).unwrap_or_default();
+    for interface in value["network_interfaces"].as_array_mut().into_iter().flatten() {
+        let id = interface["iface_id"].as_str();
+        let mac = saved.devices.iter().find_map(|device| match device {
+            DeviceConfig::Interface(saved) if Some(saved.id.as_str()) == id => saved.mac,
+            _ => None,
+        });
+        if interface["mac"].is_null() {
+            let mac = mac.ok_or_else(|| {
+                format!("network_interfaces: add the mac of {id:?}, which the snapshot lacks")
+            })?;
+            interface["mac"] = mac.to_string().into();
+        }
+    }
+    Config::from_value(value)
 }
 
 /// Fails unless the devices of `kind` in the snapshot are `named`.

@@ -238,11 +238,11 @@ impl Registry {
         Some(Key { index, generation })
     }
 
-    /// Returns the instance that claims `name`, such as `ip 10.0.0.7 of network blue`.
-    pub fn find_claim(&self, name: &str) -> Option<Key> {
-        let index = *self.claims.get(name)?;
-        let generation = self.places.get(index as usize)?.generation;
-        Some(Key { index, generation })
+    /// Returns the key of the instance at `index`.
+    pub fn key_at(&self, index: u32) -> Option<Key> {
+        let place = self.places.get(index as usize)?;
+        let generation = place.generation;
+        place.entry.as_ref().map(|_| Key { index, generation })
     }
 
     /// Changes the state of an instance.
@@ -368,8 +368,8 @@ mod tests {
         // Another network is another place.
         add(&mut registry, "b", network("n", "10.0.0.1")).unwrap();
         add(&mut registry, "c", network("m", "10.0.0.1")).unwrap();
-        let key = registry.find_claim("ip 10.0.0.1 of network m").unwrap();
-        assert_eq!(&*registry.get(key).unwrap().id, "c");
+        let key = registry.find("c").unwrap();
+        assert_eq!(registry.key_at(key.index), Some(key));
     }
 
     #[test]

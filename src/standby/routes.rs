@@ -100,6 +100,21 @@ fn route(core: &mut Core, request: &Request) -> Result<Response, Rejection> {
             }
             Ok(Response::no_content())
         }
+        (Method::Get, ["networks"]) => Ok(Response::json(
+            200,
+            json!({"networks": core.networks.list()}).to_string(),
+        )),
+        (Method::Get, ["networks", id]) => match core.networks.describe(id) {
+            Some(network) => Ok(Response::json(200, network.to_string())),
+            None => Err(Rejection {
+                status: 404,
+                reason: format!("cannot find the network {id:?}: it is not registered"),
+            }),
+        },
+        (Method::Put, ["networks", id]) => core
+            .register_network(id, &request.body)
+            .map(|()| Response::no_content()),
+        (Method::Delete, ["networks", id]) => core.delete_network(id).map(|()| Response::no_content()),
         (method, _) => {
             let path = &request.path;
             let reason = format!("cannot execute {method} {path}: no such request; see GET /openapi.yaml");
@@ -225,12 +240,27 @@ fn metrics(core: &Core) -> String {
             core.queue.active() as u64,
         ),
         (
+            "mayfly_standby_shells",
+            "Shells that wait for a snapshot.",
+            core.shells.count() as u64,
+        ),
+        (
             "mayfly_standby_memory_bytes",
             "Memory of the processes, by samples.",
             core.used_kib() << 10,
         ),
     ] {
         gauges.push((name, about, String::new(), value));
+    }
+    let names = ["kept", "ignored", "unknown", "dropped"];
+    for (kind, count) in names.iter().zip(core.networks.counters()) {
+        let about = "Packets to sleepers of shared networks since the start.";
+        gauges.push((
+            "mayfly_standby_network_packets",
+            about,
+            format!("{{kind=\"{kind}\"}}"),
+            count,
+        ));
     }
     core.counters.text(&gauges)
 }
@@ -239,7 +269,7 @@ fn metrics(core: &Core) -> String {
 mod tests {
     use std::path::Path;
 
-    use super::super::config::SCHEMAS;
+    use super::super::{config::SCHEMAS, networks};
     use super::STATE_CHANGE;
 
     /// Line before the generated section, which extends to the end of the file.
@@ -253,6 +283,7 @@ mod tests {
         let generated: String = SCHEMAS
             .iter()
             .chain(&[&STATE_CHANGE])
+            .chain(&networks::SCHEMAS)
             .map(|schema| schema.yaml())
             .collect();
         if std::env::var_os("UPDATE_OPENAPI").is_some() {

@@ -31,6 +31,7 @@ pub struct Field {
     /// Name of the key.
     pub name: &'static str,
     /// Description.
+    #[allow(dead_code, reason = "only the specification has it")]
     pub about: &'static str,
     /// Kind of the value.
     pub kind: Kind,
@@ -42,8 +43,10 @@ pub struct Field {
 #[derive(Clone, Copy, Debug)]
 pub struct Schema {
     /// Name in the specification.
+    #[allow(dead_code, reason = "only the specification has it")]
     pub name: &'static str,
     /// Description.
+    #[allow(dead_code, reason = "only the specification has it")]
     pub about: &'static str,
     /// Its keys.
     pub fields: &'static [Field],

@@ -14,9 +14,7 @@ use vmm_sys_util::epoll::EpollEvent;
 
 use super::args::Args;
 use super::core::{self, Core, Source, failed};
-use super::lifecycle::Cause;
 use super::logging::ProcessLog;
-use super::registry::{Key, State};
 use super::sys::{self, Slots};
 use super::{process, routes};
 
@@ -64,9 +62,7 @@ pub fn supervise(args: &Args) -> Result<(), Error> {
     log.configure(&args.log).map_err(Error::Log)?;
     let socket = std::path::absolute(&args.socket).map_err(failed("find the API socket"))?;
     let mut core = Core::open(args, Some(slots))?;
-    core.find_running()
-        .map_err(failed("find the running instances"))?;
-    core.remove_leftover();
+    core.settle().map_err(failed("find the running instances"))?;
     let signals = SignalFd::new(&signals).map_err(failed("create a signalfd"))?;
     // Last: a client that finds the socket does not wait for the journal. Each client can start programs with the rights of this user.
     let server = process::create_private(|| {
@@ -102,17 +98,7 @@ impl Supervisor {
             .map_err(failed("watch the API socket"))?;
         core.watch(Source::Signals, self.signals.as_raw_fd())
             .map_err(failed("watch signals"))?;
-        let mut after: Option<Box<str>> = None;
-        loop {
-            let keys = core.registry.page(after.as_deref(), 1000, None);
-            for key in &keys {
-                core.fall_asleep(*key);
-            }
-            match keys.last().and_then(|key| core.registry.get(*key)) {
-                Some(entry) => after = Some(entry.id.clone()),
-                None => return Ok(()),
-            }
-        }
+        Ok(())
     }
 
     /// Handles events until a signal.
@@ -134,6 +120,7 @@ impl Supervisor {
                     None => {}
                 }
             }
+            self.core.wake_by_networks();
             if count == 0 {
                 self.core.greet_waking();
             }
@@ -149,7 +136,11 @@ impl Supervisor {
         let left = TICK.saturating_sub(self.ticked_at.elapsed());
         let timeout = if core.queue.active() > 0 {
             left.min(WAKE_TICK)
-        } else if core.running.is_empty() && core.queue.waiting() == 0 && !core.journal.is_dirty() {
+        } else if core.running.is_empty()
+            && core.queue.waiting() == 0
+            && !core.journal.is_dirty()
+            && !core.shells.is_missing()
+        {
             return -1;
         } else {
             left
@@ -163,6 +154,7 @@ impl Supervisor {
         core.sample();
         core.check_deadlines();
         core.start_waiting();
+        core.fill_shells();
         if core.synced_at.elapsed() >= SYNC {
             core.synced_at = Instant::now();
             core.journal.sync();
@@ -176,15 +168,11 @@ impl Supervisor {
             Source::Journal => core.journal.finish_compaction(),
             Source::Process(key) => core.finish_process(key),
             Source::Exchange(key) => core.finish_exchange(key),
-            Source::Frame(key) => self.wake_by_frame(key),
-            Source::Server | Source::Signals | Source::Shell(_) => {}
-        }
-    }
-
-    fn wake_by_frame(&mut self, key: Key) {
-        let state = self.core.registry.get(key).map(|entry| entry.state);
-        if state == Some(State::Suspended) {
-            self.core.wake(key, Cause::Frame, None);
+            Source::Frame(key) => core.read_frames(key),
+            Source::Network(key) => core.read_network(key.index),
+            Source::Shell(key) => core.finish_shell(key.index),
+            Source::Reply(key) => core.finish_request(key),
+            Source::Server | Source::Signals => {}
         }
     }
 

@@ -145,8 +145,19 @@ pub fn await_end(process: BorrowedFd<'_>) {
     reap(process);
 }
 
-/// Asks the kernel for the exit status of a process that is no child, since Linux 6.15.
+/// Maximum wait in milliseconds until the parent of a process has read its status.
+const REAP_TIMEOUT: c_int = 20;
+
+/// Asks the kernel for the exit status of a process that is no child, since Linux 6.15. It is there once the parent has read it.
 fn exit_of_stranger(process: BorrowedFd<'_>) -> Exit {
+    let mut poll = libc::pollfd {
+        fd: process.as_raw_fd(),
+        // The kernel always reports a hang-up.
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: the structure is valid for reads and writes.
+    unsafe { libc::poll(&raw mut poll, 1, REAP_TIMEOUT) };
     let mut info = [0_u64; 8];
     info[0] = PIDFD_INFO_EXIT;
     // SAFETY: `info` has the 64 bytes that the request names, and all bytes are valid in it.

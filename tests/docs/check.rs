@@ -116,9 +116,9 @@ fn check_value(help: &str, option: &str, value: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks that the specification has the path of a request.
+/// Checks that a specification has the path of a request.
 fn check_path(path: &str) -> Result<(), String> {
-    let specification = read("resources/openapi.yaml");
+    let specification = read("resources/openapi.yaml") + &read("resources/standby.yaml");
     let mut known = specification
         .lines()
         .filter_map(|line| line.strip_prefix("  /")?.strip_suffix(':'));

@@ -13,7 +13,7 @@
 //! A `text` block after `<!-- output -->` lists lines that the block before it prints, in this order.
 
 /// Every page with commands, with its path in the repository.
-pub const PAGES: [(&str, &str); 11] = [
+pub const PAGES: [(&str, &str); 12] = [
     ("README.md", include_str!("../../README.md")),
     ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
     ("SECURITY.md", include_str!("../../SECURITY.md")),
@@ -28,6 +28,7 @@ pub const PAGES: [(&str, &str); 11] = [
     ("docs/performance.md", include_str!("../../docs/performance.md")),
     ("docs/security.md", include_str!("../../docs/security.md")),
     ("docs/snapshots.md", include_str!("../../docs/snapshots.md")),
+    ("docs/standby.md", include_str!("../../docs/standby.md")),
 ];
 
 /// Treatment of a block of shell code.
