@@ -380,7 +380,7 @@ impl Config {
             .filter_map(Value::as_str)
             .map(str::to_owned)
             .collect();
-        if (on_crash == OnCrash::Boot) != !boot.is_empty() {
+        if (on_crash == OnCrash::Boot) == boot.is_empty() {
             return Err(
                 "boot: on_crash \"boot\" requires arguments of mayfly run, and no other value permits them"
                     .into(),

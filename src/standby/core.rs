@@ -390,7 +390,7 @@ fn apply(registry: &mut Registry, record: Record) {
 /// Finds the programs of the instances.
 fn programs(args: &Args) -> Result<Programs, Error> {
     let find = |given: &Option<PathBuf>, name: &'static str| {
-        let beside = super::process::executed_paths().map(|path| path.with_file_name(name));
+        let beside = crate::process::executed_paths().map(|path| path.with_file_name(name));
         let mut paths = given.iter().cloned().chain(beside);
         let found = match given {
             Some(path) => Some(path.clone()),

@@ -605,10 +605,7 @@ impl Core {
         let (state, id) = (entry.state, entry.id.clone());
         entry.memory_kib = u32::try_from(live.memory_kib).unwrap_or(u32::MAX);
         self.running.remove(&key);
-        let exit = live
-            .running
-            .as_ref()
-            .map_or(Exit::Unknown, |running| sys::reap(running.process.as_fd()));
+        let exit = live.running.as_ref().map_or(Exit::Unknown, end_of);
         if state == State::Waking {
             self.queue.end();
         }
@@ -790,6 +787,19 @@ impl Core {
     }
 }
 
+/// Returns the end of a process. Its parent, if it is another process, may leave its status unread.
+fn end_of(running: &Running) -> Exit {
+    let exit = sys::reap(running.process.as_fd());
+    if exit != Exit::Unknown {
+        return exit;
+    }
+    let stat = Stat::of(running.pid).filter(|stat| stat.is_zombie);
+    // Otherwise the line may be that of a later process with this number.
+    let is_unread = sys::signal(running.process.as_fd(), 0).is_ok();
+    let status = stat.and_then(|stat| stat.status).filter(|_| is_unread);
+    status.map_or(Exit::Unknown, Exit::from_status)
+}
+
 /// State after the end of a process.
 enum Outcome {
     Suspended(String, Origin),
@@ -877,5 +887,5 @@ fn last_line(path: &Path) -> io::Result<String> {
         .find(|line| !line.trim().is_empty())
         .unwrap_or_default();
     let line = line.strip_prefix("mayfly: ").unwrap_or(line);
-    Ok(super::printable::printable(line))
+    Ok(crate::printable::printable(line))
 }

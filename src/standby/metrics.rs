@@ -109,17 +109,8 @@ impl Counters {
         self.failures[failure as usize] += 1;
     }
 
-    /// Returns the text. `gauges` are names, descriptions, labels and values of the present.
-    pub fn text(&self, gauges: &[(&str, &str, String, u64)]) -> String {
-        let mut text = String::new();
-        let mut last = "";
-        for (name, about, labels, value) in gauges {
-            if *name != last {
-                let _ = writeln!(text, "# HELP {name} {about}\n# TYPE {name} gauge");
-                last = name;
-            }
-            let _ = writeln!(text, "{name}{labels} {value}");
-        }
+    /// Writes the counters of events.
+    fn write_events(&self, text: &mut String) {
         for (name, about, rows) in [
             (
                 "mayfly_standby_wakes_total",
@@ -160,6 +151,20 @@ impl Counters {
                 let _ = writeln!(text, "{name}{labels} {value}");
             }
         }
+    }
+
+    /// Returns the text. `gauges` are names, descriptions, labels and values of the present.
+    pub fn text(&self, gauges: &[(&str, &str, String, u64)]) -> String {
+        let mut text = String::new();
+        let mut last = "";
+        for (name, about, labels, value) in gauges {
+            if *name != last {
+                let _ = writeln!(text, "# HELP {name} {about}\n# TYPE {name} gauge");
+                last = name;
+            }
+            let _ = writeln!(text, "{name}{labels} {value}");
+        }
+        self.write_events(&mut text);
         let name = "mayfly_standby_failures_total";
         let _ = writeln!(
             text,

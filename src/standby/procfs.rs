@@ -17,6 +17,8 @@ pub struct Stat {
     pub start: u64,
     /// The process has ended, and its parent has not read its status.
     pub is_zombie: bool,
+    /// Status in the format of wait(2), once the process has ended.
+    pub status: Option<i32>,
 }
 
 impl Stat {
@@ -32,6 +34,8 @@ impl Stat {
             cpu_ticks: number(14)?.checked_add(number(15)?)?,
             start: number(22)?,
             is_zombie: *fields.first()? == "Z",
+            // Number 52, the last one.
+            status: fields.get(52 - 3).and_then(|status| status.parse().ok()),
         })
     }
 

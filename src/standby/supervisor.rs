@@ -14,9 +14,10 @@ use vmm_sys_util::epoll::EpollEvent;
 
 use super::args::Args;
 use super::core::{self, Core, Source, failed};
-use super::logging::ProcessLog;
+use super::routes;
 use super::sys::{self, Slots};
-use super::{process, routes};
+use crate::logging::ProcessLog;
+use crate::process;
 
 /// Signals that end the supervisor.
 const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];

@@ -114,6 +114,16 @@ pub enum Exit {
     Unknown,
 }
 
+impl Exit {
+    /// Converts from a status in the format of wait(2).
+    pub fn from_status(status: i32) -> Self {
+        match status & 0x7f {
+            0 => Self::Status(u8::try_from((status >> 8) & 0xff).unwrap_or(0)),
+            signal => Self::Signal(signal),
+        }
+    }
+}
+
 /// Returns the end of a process that has ended. A child is removed from the process table.
 pub fn reap(process: BorrowedFd<'_>) -> Exit {
     // SAFETY: zeros are valid values of the integers of the structure.
@@ -166,11 +176,9 @@ fn exit_of_stranger(process: BorrowedFd<'_>) -> Exit {
         return Exit::Unknown;
     }
     // Offset 60 of the structure, in the format of wait(2).
-    let status = i32::from_ne_bytes((info[7] >> 32).to_le_bytes()[..4].try_into().unwrap_or_default());
-    match status & 0x7f {
-        0 => Exit::Status(u8::try_from((status >> 8) & 0xff).unwrap_or(0)),
-        signal => Exit::Signal(signal),
-    }
+    Exit::from_status(i32::from_ne_bytes(
+        (info[7] >> 32).to_le_bytes()[..4].try_into().unwrap_or_default(),
+    ))
 }
 
 /// Locks `file` for this process, until its end.
@@ -433,6 +441,12 @@ fn prepare(plan: &Plan) -> Result<std::convert::Infallible, Step> {
         if unsafe { libc::dup2(descriptor, standard) } < 0 {
             return Err(Step::Descriptors);
         }
+    }
+    if plan.null > 3 {
+        // Descriptors that this program has inherited itself.
+        let last = libc::c_uint::try_from(plan.null - 1).unwrap_or(3);
+        // SAFETY: the call takes no pointer. The table is that of the child, which uses no other object.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, last, 0) };
     }
     // SAFETY: zeros are a valid, empty set.
     let none: libc::sigset_t = unsafe { mem::zeroed() };

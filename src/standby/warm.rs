@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use super::config::Config;
 use super::core::{Core, RUN, Source};
 use super::live::Running;
-use super::message::Request;
 use super::metrics::Failure;
 use super::register::end_process;
 use super::registry::{Key, Origin};
 use super::shells::{Shell, is_possible};
 use super::sys::{self, Program};
+use crate::message::Request;
 
 /// Pause after a shell that has ended before its request.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -91,7 +91,11 @@ fn instances_go_on_after_the_supervisor() {
     assert_eq!(supervisor.get("web")["pid"], pid);
     assert_eq!(supervisor.metric("mayfly_standby_found_total"), 1);
     supervisor.set("web", "suspend");
-    supervisor.await_state("web", "suspended");
+    assert!(
+        supervisor
+            .await_state("web", "suspended")
+            .contains("at a request")
+    );
     // An end between two supervisors.
     supervisor.set("web", "wake");
     supervisor.await_state("web", "running");
