@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # Init of the emulated host: loads KVM, runs each scenario of /scenarios in a process of its own, and reports on the serial port
-# $report (report.rs parses the report). The kernel makes variables of its unknown parameters, here $report and $modules.
+# $report (report.rs parses the report). A mark has the uptime as its last word. The kernel makes variables of its unknown parameters, here $report and $modules.
 /bin/busybox --install -s /bin
 # shellcheck disable=SC2154 # parameters of the kernel
 mount -t devtmpfs none /dev
@@ -18,13 +18,17 @@ export MAYFLY=/bin/mayfly FIRECRACKER=/bin/firecracker MAYFLY_EMULATED_HOST=1
 # scenarios.
 while sleep 5; do cut -d ' ' -f 1 /proc/uptime; done >/dev/console &
 
+uptime() {
+    cut -d ' ' -f 1 /proc/uptime
+}
+
 printf '\001up\n'
 while read -r scenario; do
-    printf '\001begin %s\n' "$scenario"
+    printf '\001begin %s %s\n' "$scenario" "$(uptime)"
     /bin/scenarios --exact "$scenario" --nocapture </dev/null
     status=$?
     # The output of the scenario may lack its last newline, and a mark must start a line.
-    printf '\n\001end %s %s\n' "$scenario" "$status"
+    printf '\n\001end %s %s %s\n' "$scenario" "$status" "$(uptime)"
 done </scenarios
 printf '\001done\n'
 

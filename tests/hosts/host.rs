@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{env, fs, panic, thread};
 
 use scratch::Directory;
@@ -29,6 +29,9 @@ const MAX_HOSTS: usize = 2;
 /// Maximum number of retries of one run: interrupted boots, and repeated scenarios. One or two are usual on a busy machine. More hide a
 /// defect that shows now and then.
 const MAX_RETRIES: usize = 4;
+
+/// Number of scenarios in the list of the longest.
+const LISTED: usize = 10;
 
 /// Failure without any verdicts.
 #[derive(Debug, thiserror::Error)]
@@ -115,12 +118,29 @@ fn print_summary(scenarios: &[String], report: &Report, seconds: u64) {
         }
     }
     print_local_tests(scenarios, report);
+    print_longest(scenarios, report);
     let (count, list) = (report.retries.len(), report.retries.join(", "));
     print_notice(&format!(
         "{} scenarios in {seconds} s, {count} retries of at most {MAX_RETRIES}{}{list}",
         scenarios.len(),
         if count == 0 { "" } else { ": " }
     ));
+}
+
+/// Prints the scenarios that took longest, with their times.
+fn print_longest(scenarios: &[String], report: &Report) {
+    let timed = |name: &String| {
+        report
+            .verdict(name)
+            .map(|verdict| (verdict.duration, name.clone()))
+    };
+    let mut times: Vec<(Duration, String)> = scenarios.iter().filter_map(timed).collect();
+    times.sort_unstable();
+    let longest = times.iter().rev().take(LISTED);
+    let list: Vec<String> = longest
+        .map(|(duration, name)| format!("{name} {:.0} s", duration.as_secs_f64()))
+        .collect();
+    print_notice(&format!("longest scenarios: {}", list.join(", ")));
 }
 
 /// Prints the number of tests of tests/local that passed on a host, and those that are left out with their reasons.

@@ -1,6 +1,7 @@
 //! Parser of the report that host-init.sh writes, line by line.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// First byte of a line of host-init.sh; no scenario prints it.
 const MARK: u8 = 1;
@@ -12,6 +13,16 @@ pub struct Verdict {
     pub passed: bool,
     /// Output of the scenario.
     pub output: String,
+    /// Time between its marks.
+    pub duration: Duration,
+}
+
+/// A scenario without an end so far.
+struct Current {
+    name: String,
+    output: String,
+    /// Uptime of the host at its begin.
+    since: Duration,
 }
 
 /// Report of the host so far.
@@ -23,8 +34,7 @@ pub struct Report {
     pub is_done: bool,
     /// Scenarios that ran again, with the reason.
     pub retries: Vec<String>,
-    /// Current scenario and its output.
-    current: Option<(String, String)>,
+    current: Option<Current>,
     verdicts: BTreeMap<String, Verdict>,
 }
 
@@ -33,8 +43,8 @@ impl Report {
     pub fn add_line(&mut self, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
         let Some(mark) = line.first().filter(|first| **first == MARK).map(|_| &text[1..]) else {
-            if let Some((_, output)) = &mut self.current {
-                output.push_str(&text);
+            if let Some(current) = &mut self.current {
+                current.output.push_str(&text);
             }
             return;
         };
@@ -42,8 +52,14 @@ impl Report {
         match fields.as_slice() {
             ["up"] => self.is_up = true,
             ["done"] => self.is_done = true,
-            ["begin", name] => self.current = Some(((*name).to_owned(), String::new())),
-            ["end", name, status] => self.add_verdict(name, status),
+            ["begin", name, uptime] => {
+                self.current = Some(Current {
+                    name: (*name).to_owned(),
+                    output: String::new(),
+                    since: parse_uptime(uptime),
+                });
+            }
+            ["end", name, status, uptime] => self.add_verdict(name, status, parse_uptime(uptime)),
             _ => {}
         }
     }
@@ -64,10 +80,10 @@ impl Report {
         let name = self
             .current
             .as_ref()
-            .map_or("the boot", |(name, _)| name.as_str());
+            .map_or("the boot", |current| current.name.as_str());
         self.retries.push(format!("{name}: {error}"));
         self.is_up = false;
-        self.current.take()
+        self.current.take().map(|current| (current.name, current.output))
     }
 
     /// Removes the verdicts of failed scenarios, which another boot repeats: one retry each. Returns names and output.
@@ -93,22 +109,38 @@ impl Report {
             Verdict {
                 passed: false,
                 output,
+                duration: Duration::ZERO,
             },
         );
     }
 
-    fn add_verdict(&mut self, name: &str, status: &str) {
-        let Some((_, output)) = self.current.take().filter(|(current, _)| current == name) else {
+    fn add_verdict(&mut self, name: &str, status: &str, uptime: Duration) {
+        let Some(current) = self.current.take().filter(|current| current.name == name) else {
             return;
         };
         // libtest also exits with 0 if no test has that name.
-        let passed = status == "0" && output.contains("test result: ok. 1 passed");
-        self.verdicts.insert(name.to_owned(), Verdict { passed, output });
+        let passed = status == "0" && current.output.contains("test result: ok. 1 passed");
+        let verdict = Verdict {
+            passed,
+            output: current.output,
+            duration: uptime.saturating_sub(current.since),
+        };
+        self.verdicts.insert(name.to_owned(), verdict);
     }
+}
+
+/// Parses seconds with a fraction. The line may be damaged: the time is only printed.
+fn parse_uptime(text: &str) -> Duration {
+    let seconds = text.parse().ok();
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::Report;
 
     fn report(text: &str) -> Report {
@@ -122,12 +154,13 @@ mod tests {
     #[test]
     fn scenario_passes_with_status_0_and_one_passed_test() {
         let report = report(
-            "noise\n\x01up\n\x01begin a\ntest result: ok. 1 passed\n\x01end a 0\n\
-             \x01begin b\ntest result: ok. 0 passed\n\x01end b 0\n\
-             \x01begin c\ncause\ntest result: ok. 1 passed\n\x01end c 101\n",
+            "noise\n\x01up\n\x01begin a 1.25\ntest result: ok. 1 passed\n\x01end a 0 3.50\n\
+             \x01begin b 4\ntest result: ok. 0 passed\n\x01end b 0 4\n\
+             \x01begin c 4\ncause\ntest result: ok. 1 passed\n\x01end c 101 x\n",
         );
         assert!(report.is_up);
         assert!(report.verdict("a").unwrap().passed);
+        assert_eq!(report.verdict("a").unwrap().duration, Duration::from_millis(2250));
         assert!(!report.verdict("b").unwrap().passed, "it did not run");
         assert!(!report.verdict("c").unwrap().passed, "its status is not 0");
         assert!(report.verdict("c").unwrap().output.starts_with("cause\n"));
@@ -135,19 +168,19 @@ mod tests {
 
     #[test]
     fn scenario_without_end_has_no_verdict() {
-        let mut report = report("\x01up\n\x01begin a\nhalf");
+        let mut report = report("\x01up\n\x01begin a 1\nhalf");
         assert_eq!(report.verdict("a"), None);
         let interrupted = report.interrupt("no heartbeat");
         assert_eq!(interrupted, Some(("a".to_owned(), "half".to_owned())));
         assert_eq!(report.retries, ["a: no heartbeat"]);
-        report.add_line(b"\x01end a 0\n");
+        report.add_line(b"\x01end a 0 2\n");
         assert_eq!(report.verdict("a"), None, "an end without a beginning");
     }
 
     #[test]
     fn merged_report_has_verdicts_and_retries_of_both() {
-        let mut all = report("\x01begin a\ntest result: ok. 1 passed\n\x01end a 0\n");
-        let mut other = report("\x01begin b\n\x01end b 101\n\x01begin c\n");
+        let mut all = report("\x01begin a 1\ntest result: ok. 1 passed\n\x01end a 0 2\n");
+        let mut other = report("\x01begin b 1\n\x01end b 101 2\n\x01begin c 3\n");
         other.interrupt("no heartbeat");
         all.merge(other);
         assert!(all.verdict("a").unwrap().passed && !all.verdict("b").unwrap().passed);
@@ -160,9 +193,9 @@ mod tests {
         let mut report = Report::default();
         for line in [
             "\u{1}up\n",
-            "\u{1}begin a\n",
+            "\u{1}begin a 1\n",
             "cause\n",
-            "\u{1}end a 101\n",
+            "\u{1}end a 101 2\n",
             "\u{1}done\n",
         ] {
             report.add_line(line.as_bytes());
