@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 
 use crate::guest::{Guest, mayfly_command};
-use crate::snapshots::{self, DIRECTORY, SOCKET, pause_and_create};
+use crate::snapshots::{DIRECTORY, SOCKET, pause_and_create};
 
 scenarios! {
     cpuid_reports_kvm => check_cpuid("", |leaves| {
@@ -18,7 +18,7 @@ scenarios! {
         assert_eq!(timing[1], 1_000_000, "the bus of the local APICs runs at 1 GHz");
     });
     cpuid_hides_virtualization => svm_is_hidden_unless_requested();
-    requests_give_virtualization => check_leaves(snapshots::start_with_features("/guests/cpuid.elf", "virtualization"), |leaves| {
+    requests_give_virtualization => check_leaves(crate::snapshots::start_with_features("/guests/cpuid.elf", "virtualization"), |leaves| {
         assert_eq!(leaves[&EXTENDED][2] & SVM, SVM);
     });
     untrusted_state_hides_virtualization => untrusted_state_requests_no_feature();
