@@ -24,12 +24,12 @@ drop_caches() {
     echo 3 >/proc/sys/vm/drop_caches
 }
 
-# fill [MIB [FILES]]: writes a large file and small ones, and deletes some of these.
+# fill MIB FILES [DEVICE]: writes a large file and small ones, and deletes some of these.
 fill() {
-    mount -t ext4 /dev/vda /mnt
-    dd if=/dev/urandom of=/mnt/large bs=1M "count=${1:-24}" 2>/dev/null
+    mount -t ext4 "/dev/${3:-vda}" /mnt
+    dd if=/dev/urandom of=/mnt/large bs=1M "count=$1" 2>/dev/null
     mkdir /mnt/many
-    for number in $(seq "${2:-300}"); do
+    for number in $(seq "$2"); do
         echo "file $number" >"/mnt/many/$number"
     done
     rm /mnt/many/1*
@@ -41,30 +41,32 @@ fill() {
     ok "$after"
 }
 
-# Writes to the file system and to its drive must fail.
+# verify DEVICE: writes to the file system and to its drive must fail.
 verify() {
-    [ "$(cat /sys/block/vda/ro)" = 1 ]
-    expect_failure dd if=/dev/zero of=/dev/vda bs=512 count=1 conv=fsync
-    mount -t ext4 -o ro /dev/vda /mnt
+    [ "$(cat "/sys/block/$1/ro")" = 1 ]
+    expect_failure dd if=/dev/zero "of=/dev/$1" bs=512 count=1 conv=fsync
+    mount -t ext4 -o ro "/dev/$1" /mnt
     expect_failure mount -o remount,rw /mnt
     found=$(sum /mnt/large)
     umount /mnt
     ok "$found"
 }
 
-# Writes forever. A `kept` line names a file that the drive holds from then on.
+# churn DEVICE: writes forever. A `kept` line names a file that the drive holds from then on.
 churn() {
-    mount -t ext4 /dev/vda /mnt
+    mkdir "/mnt/$1"
+    mount -t ext4 "/dev/$1" "/mnt/$1"
+    cd "/mnt/$1"
     number=0
     while true; do
-        dd if=/dev/urandom of=/mnt/new bs=64k count=16 2>/dev/null
-        mv /mnt/new "/mnt/$number"
+        dd if=/dev/urandom of=new bs=64k count=16 2>/dev/null
+        mv new "$number"
         sync
-        echo "kept $number $(sum "/mnt/$number") end"
+        echo "kept $1 $number $(sum "$number") end"
         number=$((number + 1))
         # Unsynced data and names, in flight at any time.
-        rm -f "/mnt/$((number - 8))"
-        dd if=/dev/urandom of=/mnt/loose bs=256k count=8 2>/dev/null &
+        rm -f "./$((number - 8))"
+        dd if=/dev/urandom of=loose bs=256k count=8 2>/dev/null &
     done
 }
 

@@ -6,17 +6,18 @@ use std::process::Command;
 
 use crate::guest::{Guest, mayfly_command};
 
+// A boot takes most of the time of a scenario: those of other protocols and machines vary the size of the memory too.
 scenarios! {
     bzimage => boot_to_prompt("/images/vmlinuz", "--memory 256M", |info| info.acpi && info.cpus == 1 && info.kvm_clock);
-    elf_by_linux_protocol => boot_to_prompt("/images/vmlinux", "--memory 256M --protocol linux", |info| info.acpi);
+    elf_by_linux_protocol_with_128_mib =>
+        boot_to_prompt("/images/vmlinux", "--memory 128M --protocol linux", |info| info.acpi && info.has_memory(128));
     elf_by_pvh => boot_to_prompt("/images/vmlinux", "--memory 256M --protocol pvh", |info| info.acpi);
     interrupts_by_pic => boot_to_prompt("/images/vmlinuz", "--memory 256M --no-acpi", |info| !info.acpi);
-    interrupts_by_kernel_irqchip => boot_to_prompt("/images/vmlinuz", "--memory 256M --irqchip kernel", |info| info.acpi);
-    two_cpus => boot_to_prompt("/images/vmlinuz", "--memory 256M --cpus 2", |info| info.cpus == 2);
-    memory_of_128_mib => boot_to_prompt("/images/vmlinuz", "--memory 128M", |info| info.has_memory(128));
-    memory_up_to_hole => boot_to_prompt("/images/vmlinuz", "--memory 3328M", |info| info.has_memory(3328));
+    interrupts_by_kernel_irqchip_with_memory_up_to_hole =>
+        boot_to_prompt("/images/vmlinuz", "--memory 3328M --irqchip kernel", |info| info.acpi && info.has_memory(3328));
+    two_cpus_with_memory_around_hole =>
+        boot_to_prompt("/images/vmlinuz", "--memory 5G --cpus 2", |info| info.cpus == 2 && info.has_memory(5120));
     random_numbers_follow_generation_id => reseed_after_restore("/images/vmlinuz-generic", "ttyS0");
-    memory_around_hole => boot_to_prompt("/images/vmlinuz", "--memory 5G", |info| info.has_memory(5120));
 }
 
 /// Restores a guest with this `kernel` twice: it seeds its random numbers anew each time, by the driver of VMGenID.

@@ -13,21 +13,21 @@ use crate::guest::{Guest, TIMEOUT};
 
 /// Disk image, on the rootfs of the emulated host.
 pub const IMAGE: &str = "/tmp/drive";
+/// Image of a second drive. A boot takes most of the time of a scenario: two drives share it.
+const SECOND_IMAGE: &str = "/tmp/drive-2";
+/// Both images with the devices that the guest has for them, in the order of their drives.
+const IMAGES: [(&str, &str); 2] = [(IMAGE, "vda"), (SECOND_IMAGE, "vdb")];
 /// Address of the host, in the subnet of guest-virtio.sh.
 const ADDRESS: &str = "10.77.0.1";
 /// Maximum number of drives beside one interface.
 const DRIVES: usize = 17;
 
 scenarios! {
-    files_by_sync_engine => check_files("engine=sync", "");
-    files_by_io_uring => check_files("engine=async", "");
-    files_with_writeback_cache => check_files("engine=sync,cache=writeback", "");
-    files_by_io_uring_with_writeback_cache => check_files("engine=async,cache=writeback", "--cpus 2");
-    files_with_kernel_irqchip => check_files("engine=sync,cache=writeback", "--irqchip kernel");
-    read_only_drive_stays_unchanged => check_read_only("engine=sync");
-    read_only_drive_stays_unchanged_by_io_uring => check_read_only("engine=async");
-    kill_during_writes_keeps_synced_files => check_kill("engine=sync,cache=writeback");
-    kill_during_io_uring_writes_keeps_synced_files => check_kill("engine=async,cache=writeback");
+    files_with_write_through_cache => check_files(["engine=sync", "engine=async"], "");
+    files_with_writeback_cache => check_files(["engine=sync,cache=writeback", "engine=async,cache=writeback"], "--cpus 2");
+    files_with_kernel_irqchip => check_files(["engine=sync,cache=writeback", "engine=async"], "--irqchip kernel");
+    read_only_drives_stay_unchanged => check_read_only(["engine=sync", "engine=async"]);
+    kill_during_writes_keeps_synced_files => check_kill(["engine=sync,cache=writeback", "engine=async,cache=writeback"]);
     packets_each_way => check_packets("", 100);
     // Less traffic: two vCPUs spin for each other on the one CPU of the emulated host.
     packets_each_way_with_two_cpus => check_packets("--cpus 2", 20);
@@ -35,59 +35,94 @@ scenarios! {
     devices_by_acpi_alone => check_devices("--no-device-arguments", "no");
 }
 
-/// Checks that the image holds the guest's files after its exit, in a consistent file system.
-fn check_files(engine: &str, options: &str) {
-    create_image(&[]);
-    let mut guest = start(&format!("--disk {IMAGE},{engine} {options}"));
-    let sum = run_task(&mut guest, "fill");
+/// Checks that the images hold the guest's files after its exit, in a consistent file system. Each drive has its options in `drives`.
+fn check_files(drives: [&str; 2], options: &str) {
+    for (image, _) in IMAGES {
+        create_image_at(image, &[]);
+    }
+    let mut guest = start(&format!("{} {options}", drive_options(drives)));
+    let sums = IMAGES.map(|(_, device)| run_task(&mut guest, &format!("fill 12 150 {device}")));
     guest.type_line("poweroff -f");
     guest.expect_exit(0);
-    let (code, output) = run_e2fsck(&["-f", "-n"]);
-    assert_eq!(code, 0, "e2fsck: {output}");
-    assert_eq!(md5sum(&read_file("large")), sum);
-    assert_eq!(read_file("many/299"), b"file 299\n");
-    assert_eq!(read_file("many/1"), b"", "it was deleted");
+    for ((image, _), sum) in IMAGES.into_iter().zip(sums) {
+        let (code, output) = run_e2fsck_at(image, &["-f", "-n"]);
+        assert_eq!(code, 0, "{image}: e2fsck: {output}");
+        assert_eq!(md5sum(&read_file_at(image, "large")), sum, "{image}");
+        assert_eq!(read_file_at(image, "many/99"), b"file 99\n", "{image}");
+        assert_eq!(read_file_at(image, "many/1"), b"", "{image}: it was deleted");
+    }
 }
 
-/// Checks that the guest reads the host's file, and that its writes fail and leave the image unchanged.
-fn check_read_only(engine: &str) {
-    let large = random_bytes(8);
-    create_image(&large);
-    let before = md5sum(&fs::read(IMAGE).unwrap());
-    let mut guest = start(&format!("--disk {IMAGE},ro,{engine}"));
-    let sum = run_task(&mut guest, "verify");
+/// Returns the options of mayfly for [`IMAGES`].
+fn drive_options(drives: [&str; 2]) -> String {
+    let both = IMAGES.into_iter().zip(drives);
+    let options: Vec<String> = both
+        .map(|((image, _), options)| format!("--disk {image},{options}"))
+        .collect();
+    options.join(" ")
+}
+
+/// Checks that the guest reads the host's files, and that its writes fail and leave the images unchanged.
+fn check_read_only(drives: [&str; 2]) {
+    let contents = IMAGES.map(|(image, _)| {
+        let large = random_bytes(4);
+        create_image_at(image, &large);
+        (md5sum(&large), md5sum(&fs::read(image).unwrap()))
+    });
+    let mut guest = start(&drive_options(
+        drives
+            .map(|options| format!("ro,{options}"))
+            .each_ref()
+            .map(String::as_str),
+    ));
+    let sums = IMAGES.map(|(_, device)| run_task(&mut guest, &format!("verify {device}")));
     guest.type_line("poweroff -f");
     guest.expect_exit(0);
-    assert_eq!(sum, md5sum(&large));
-    assert_eq!(md5sum(&fs::read(IMAGE).unwrap()), before);
+    for (((image, _), sum), (large, before)) in IMAGES.into_iter().zip(sums).zip(contents) {
+        assert_eq!(sum, large, "{image}");
+        assert_eq!(md5sum(&fs::read(image).unwrap()), before, "{image}");
+    }
 }
 
-/// Checks that SIGKILL during writes requires only a journal replay and keeps all synced files.
-fn check_kill(engine: &str) {
-    create_image(&[]);
-    let mut guest = start(&format!("--disk {IMAGE},{engine}"));
-    guest.type_line("virtio churn");
-    let mut kept = Vec::new();
-    while kept.len() < 12 {
+/// Checks that SIGKILL during writes to both drives requires only a journal replay of each, and keeps all synced files.
+fn check_kill(drives: [&str; 2]) {
+    for (image, _) in IMAGES {
+        create_image_at(image, &[]);
+    }
+    let mut guest = start(&drive_options(drives));
+    // The shell runs the first task in the background, and each task has a directory of its own.
+    guest.type_line("virtio churn vdb &");
+    guest.type_line("virtio churn vda");
+    let mut kept = IMAGES.map(|(_, device)| (device, Vec::new()));
+    while kept.iter().any(|(_, lines)| lines.len() < 12) {
         guest.expect("kept ");
-        kept.push(guest.expect(" end"));
+        let line = guest.expect(" end");
+        let (device, line) = line.split_once(' ').unwrap();
+        let (_, lines) = kept.iter_mut().find(|(name, _)| *name == device).unwrap();
+        lines.push(line.to_owned());
     }
     // Drop sends SIGKILL.
     drop(guest);
+    for ((image, _), (_, lines)) in IMAGES.into_iter().zip(kept) {
+        check_journal(image, &lines);
+    }
+}
 
-    let (_, output) = run_e2fsck(&["-f", "-n"]);
+/// Checks `image` after a kill, and the last files of `kept` that churn has not removed.
+fn check_journal(image: &str, kept: &[String]) {
+    let (_, output) = run_e2fsck_at(image, &["-f", "-n"]);
     assert!(
         output.contains("skipping journal recovery"),
-        "no write was in flight: {output}"
+        "{image}: no write was in flight: {output}"
     );
-    let (code, output) = run_e2fsck(&["-p", "-E", "journal_only"]);
-    assert!(code <= 1, "the journal replay failed: {code}: {output}");
-    let (code, output) = run_e2fsck(&["-f", "-n"]);
-    assert_eq!(code, 0, "the file system is inconsistent: {output}");
+    let (code, output) = run_e2fsck_at(image, &["-p", "-E", "journal_only"]);
+    assert!(code <= 1, "{image}: the journal replay failed: {code}: {output}");
+    let (code, output) = run_e2fsck_at(image, &["-f", "-n"]);
+    assert_eq!(code, 0, "{image}: the file system is inconsistent: {output}");
     // churn removes older files.
-    for line in &kept[8..] {
+    for line in &kept[kept.len() - 4..] {
         let (name, sum) = line.split_once(' ').unwrap();
-        assert_eq!(md5sum(&read_file(name)), sum, "file {name}");
+        assert_eq!(md5sum(&read_file_at(image, name)), sum, "{image}: file {name}");
     }
 }
 
@@ -182,31 +217,43 @@ pub fn run_task(guest: &mut Guest, task: &str) -> String {
     }
 }
 
-/// Creates an ext4 image with the file `large`, unless that is empty.
+/// Creates [`IMAGE`], an ext4 image with the file `large`, unless that is empty.
 pub fn create_image(large: &[u8]) {
+    create_image_at(IMAGE, large);
+}
+
+fn create_image_at(image: &str, large: &[u8]) {
     let directory = Path::new("/tmp/content");
     fs::create_dir_all(directory).unwrap();
-    let _ = fs::remove_file(IMAGE);
+    let _ = fs::remove_file(image);
     if !large.is_empty() {
         fs::write(directory.join("large"), large).unwrap();
     }
     run_program(
         "mke2fs",
-        &["-q", "-t", "ext4", "-d", "/tmp/content", IMAGE, "64M"],
+        &["-q", "-t", "ext4", "-d", "/tmp/content", image, "64M"],
     );
     fs::remove_dir_all(directory).unwrap();
 }
 
-/// Runs e2fsck on the image. Returns its exit status, 0 for clean and 1 for repaired, and its output.
+/// Runs e2fsck on [`IMAGE`]. Returns its exit status, 0 for clean and 1 for repaired, and its output.
 pub fn run_e2fsck(options: &[&str]) -> (i32, String) {
-    let output = scratch::run(Command::new("e2fsck").args(options).arg(IMAGE));
+    run_e2fsck_at(IMAGE, options)
+}
+
+fn run_e2fsck_at(image: &str, options: &[&str]) -> (i32, String) {
+    let output = scratch::run(Command::new("e2fsck").args(options).arg(image));
     (output.status.code().unwrap_or(-1), output_text(&output))
 }
 
-/// Returns the file at `path` of the image, empty if it is missing.
+/// Returns the file at `path` of [`IMAGE`], empty if it is missing.
 pub fn read_file(path: &str) -> Vec<u8> {
+    read_file_at(IMAGE, path)
+}
+
+fn read_file_at(image: &str, path: &str) -> Vec<u8> {
     let command = format!("cat {path}");
-    let output = scratch::run(Command::new("debugfs").args(["-R", &command, IMAGE]));
+    let output = scratch::run(Command::new("debugfs").args(["-R", &command, image]));
     assert!(output.status.success(), "debugfs: {}", output_text(&output));
     output.stdout
 }
