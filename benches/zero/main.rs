@@ -13,7 +13,7 @@ mod fixture;
 #[allow(dead_code, unused_imports, reason = "a shell uses all of it")]
 mod message;
 #[path = "../queue/namespace.rs"]
-#[allow(dead_code, reason = "make queue uses all of it")]
+#[allow(dead_code, clippy::unwrap_used, reason = "make queue uses all of it; an error ends the program")]
 mod namespace;
 #[path = "../../src/standby/net/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the supervisor uses all of it")]
