@@ -230,10 +230,8 @@ fn ping_and_connection_wake_by_rule() {
             }
         );
         // No tap is left, and the ping waits for one.
-        let ping = Command::new("ping")
-            .args(["-c", "1", "-W", "1", "10.64.1.1"])
-            .output();
-        assert!(!ping.unwrap().status.success());
+        let ping = scratch::run(Command::new("ping").args(["-c", "1", "-W", "1", "10.64.1.1"]));
+        assert!(!ping.status.success());
         let wakes = await_wakes(&mut network, &mut scratch);
         assert_eq!(wakes[0].instance, 1);
         assert!(matches!(
@@ -257,14 +255,30 @@ impl Drop for Done<'_> {
     }
 }
 
+/// Sends numbered datagrams from the network of `namespace` until `is_done`, at most 500 beyond those that are `received`: fewer than a
+/// tap or the first frames hold. Returns their number.
+fn send_numbers(namespace: &fs::File, address: IpAddr, is_done: &AtomicBool, received: &AtomicU32) -> u32 {
+    // SAFETY: the call takes no pointer and affects this thread only.
+    let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+    assert_eq!(entered, 0);
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect((address, 9)).unwrap();
+    let mut sent = 0_u32;
+    while !is_done.load(Ordering::Relaxed) {
+        let waiting = sent.saturating_sub(received.load(Ordering::Relaxed));
+        if waiting < 500 && socket.send(&sent.to_be_bytes()).is_ok() {
+            sent += 1;
+        }
+    }
+    sent
+}
+
 /// One thread sends numbered datagrams as fast as the queues permit, while the instance wakes and sleeps again. Only packets that are
 /// counted as late may arrive after later ones: the machine can stop the sender between the lookup of its route and the queue.
 #[test]
 #[allow(clippy::disallowed_methods, reason = "the thread ends once the flag is set")]
 fn moves_lose_and_reorder_no_packet() {
     const MOVES: usize = 100;
-    /// Fewer than a tap or the first frames hold.
-    const WINDOW: u32 = 500;
     in_own_network(|| {
         let mut scratch = Scratch::default();
         let mut network = network(1);
@@ -274,24 +288,7 @@ fn moves_lose_and_reorder_no_packet() {
         let (is_done, received) = (AtomicBool::new(false), AtomicU32::new(0));
         thread::scope(|scope| {
             let done = Done(&is_done);
-            let sender = scope.spawn(|| {
-                // SAFETY: the call takes no pointer and affects this thread only.
-                assert_eq!(
-                    unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) },
-                    0
-                );
-                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-                socket.connect((address, 9)).unwrap();
-                let mut sent = 0_u32;
-                while !is_done.load(Ordering::Relaxed) {
-                    if sent - received.load(Ordering::Relaxed) < WINDOW
-                        && socket.send(&sent.to_be_bytes()).is_ok()
-                    {
-                        sent += 1;
-                    }
-                }
-                sent
-            });
+            let sender = scope.spawn(|| send_numbers(&namespace, address, &is_done, &received));
             let (mut numbers, mut of_taps) = (Vec::new(), 0);
             let mut check = |frame: &[u8]| {
                 numbers.push(u32::from_be_bytes(data(frame).try_into().unwrap()));
