@@ -255,6 +255,7 @@ impl Shell {
         let request = Request {
             arguments: arguments.iter().map(|&text| text.to_owned()).collect(),
             standard: [null()?, null()?, null()?],
+            is_detached: false,
             directory: File::open("/")?.into(),
             files: files.iter().map(open).collect::<io::Result<_>>()?,
             descriptors: vec![(TAP, tap), (FRAMES, frames)],
