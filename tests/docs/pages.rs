@@ -26,6 +26,7 @@ pub const PAGES: [(&str, &str); 12] = [
     ("docs/guests.md", include_str!("../../docs/guests.md")),
     ("docs/networking.md", include_str!("../../docs/networking.md")),
     ("docs/performance.md", include_str!("../../docs/performance.md")),
+    ("docs/scale-to-zero.md", include_str!("../../docs/scale-to-zero.md")),
     ("docs/security.md", include_str!("../../docs/security.md")),
     ("docs/snapshots.md", include_str!("../../docs/snapshots.md")),
     ("docs/standby.md", include_str!("../../docs/standby.md")),

@@ -19,6 +19,7 @@ scenarios! {
     guests => run("docs/guests.md");
     networking => run("docs/networking.md");
     performance => run("docs/performance.md");
+    scale_to_zero => run("docs/scale-to-zero.md");
     security => run("docs/security.md");
     snapshots => run("docs/snapshots.md");
 }
