@@ -830,7 +830,8 @@ fn outcome(entry: &Entry, state: State, exit: Exit, line: &str) -> Outcome {
         Exit::Status(status) => format!("the process has ended with status {status}"),
         Exit::Unknown => String::new(),
     };
-    if state == State::Waking {
+    // With status 0, the guest has run and ended before its process responded.
+    if state == State::Waking && exit != Exit::Status(0) {
         return Outcome::Failed(
             Failure::Load,
             with_line(format!("cannot wake the instance: {end}")),

@@ -67,7 +67,12 @@ fn run(words: &[&str]) {
     if alive.try_lock().is_err() {
         writeln!(log, "TWICE {id} {}", process::id()).unwrap();
     }
-    writeln!(log, "{id} {} {}", process::id(), words.join(" ")).unwrap();
+    // Length of the first frames in bytes.
+    let frames = value(words, "--first-frames").map_or(0, |frames| {
+        let (_, number) = frames.split_once('=').unwrap();
+        fs::read(format!("/proc/self/fd/{number}")).unwrap().len()
+    });
+    writeln!(log, "{id} {} {} frames={frames}", process::id(), words.join(" ")).unwrap();
     if behavior == "fail" {
         eprintln!("mayfly: an earlier line\nmayfly: cannot use the snapshot: it is of another host");
         process::exit(1);

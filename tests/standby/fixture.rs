@@ -23,9 +23,14 @@ pub struct Supervisor {
 impl Supervisor {
     /// Starts a supervisor with `options`.
     pub fn start(options: &[&str]) -> Self {
+        Self::start_with(STATE, options)
+    }
+
+    /// Starts a supervisor with a snapshot of the state file `state`.
+    pub fn start_with(state: &[u8], options: &[&str]) -> Self {
         let directory = scratch::Directory::new();
         fs::create_dir(directory.path("snapshot")).unwrap();
-        directory.write("snapshot/state", STATE);
+        directory.write("snapshot/state", state);
         directory.write("snapshot/memory", "");
         let program = fake::install(&directory);
         let mut options: Vec<_> = options.iter().map(|option| (*option).to_owned()).collect();

@@ -5,6 +5,7 @@
 //! | `fake` | the program of the instances |
 //! | `fixture` | a supervisor and its client |
 //! | `states` | states and their reasons |
+//! | `frames` | wakes by frames |
 //! | `killed` | supervisors that are killed at any time |
 //! | `many` | many registered instances |
 
@@ -12,6 +13,7 @@
 
 mod fake;
 mod fixture;
+mod frames;
 mod killed;
 mod many;
 mod states;

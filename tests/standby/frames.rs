@@ -1,0 +1,134 @@
+//! Wakes by frames, in a network namespace of each test.
+
+use std::net::UdpSocket;
+use std::process::Command;
+
+use scratch::Requirement;
+use serde_json::{Value, json};
+
+use crate::fixture::Supervisor;
+
+/// Snapshot of a VM with the interface eth0.
+const STATE: &[u8] = include_bytes!("interface.state");
+
+/// Enters a network namespace with the tap tap0 at 10.0.0.1. Returns false if this host has none.
+fn enter_namespace() -> bool {
+    if !scratch::require(Requirement::NetworkNamespace) {
+        return false;
+    }
+    // SAFETY: the call takes no pointer, and affects this thread and its children only.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+    for line in [
+        "link set lo up",
+        "tuntap add tap0 mode tap",
+        "addr add 10.0.0.1/24 dev tap0",
+        "link set tap0 up",
+    ] {
+        let output = scratch::run(Command::new("ip").args(line.split(' ')));
+        assert!(output.status.success(), "ip {line}: {output:?}");
+    }
+    true
+}
+
+fn interface(more: Value) -> Value {
+    let mut interface = json!({"iface_id": "eth0"});
+    interface
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    json!({"network_interfaces": [interface], "wake_on": {"rule": "ports", "ports": [7]}})
+}
+
+/// Sends datagrams to `address` until the instance runs: a new interface of the host drops the first ones.
+fn wake(supervisor: &Supervisor, id: &str, address: &str) {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    scratch::wait_until("a datagram wakes the instance", || {
+        // Another port does not.
+        for port in [9, 7] {
+            let _ = socket.send_to(b"wake", format!("{address}:{port}"));
+        }
+        supervisor.get(id)["state"] == "running"
+    });
+    let start = supervisor.starts().pop().unwrap();
+    assert!(start.contains(" --first-frames eth0="), "{start}");
+    // Length, virtio-net header, Ethernet header, IPv4 and UDP headers, payload.
+    let length: usize = start.rsplit('=').next().unwrap().parse().unwrap();
+    assert!(length >= 4 + 12 + 14 + 20 + 8 + 4, "{start}");
+    assert_eq!(
+        supervisor.metric("mayfly_standby_wakes_total{cause=\"frame\"}"),
+        1
+    );
+}
+
+#[test]
+fn frame_at_a_tap_wakes_its_instance() {
+    if !enter_namespace() {
+        return;
+    }
+    let mut supervisor = Supervisor::start_with(STATE, &[]);
+    let body = supervisor.body(interface(json!({"host_dev_name": "missing", "ip": "10.0.0.2"})));
+    let reason = supervisor.expect_rejection(409, "PUT", "/instances/web", Some(&body));
+    assert!(reason.contains("cannot open tap interface missing"), "{reason}");
+    let missing =
+        supervisor.expect_rejection(400, "PUT", "/instances/web", Some(&supervisor.body(json!({}))));
+    assert!(
+        missing.contains("\"eth0\" of the snapshot is missing"),
+        "{missing}"
+    );
+    supervisor.register(
+        "web",
+        interface(json!({"host_dev_name": "tap0", "ip": "10.0.0.2"})),
+    );
+    assert_eq!(
+        supervisor.get("web")["config"]["network_interfaces"][0]["mac"],
+        "02:00:00:00:00:02"
+    );
+    let body = supervisor.body(interface(json!({"host_dev_name": "tap0", "ip": "10.0.0.3"})));
+    let reason = supervisor.expect_rejection(409, "PUT", "/instances/other", Some(&body));
+    assert!(reason.contains("instance \"web\" has tap tap0"), "{reason}");
+    wake(&supervisor, "web", "10.0.0.2");
+    supervisor.set("web", "suspend");
+    supervisor.await_state("web", "suspended");
+    // A deleted tap is found at the next start.
+    supervisor.kill();
+    let output = scratch::run(Command::new("ip").args(["link", "delete", "tap0"]));
+    assert!(output.status.success());
+    supervisor.restart();
+    assert!(supervisor.await_state("web", "failed").contains("tap0"));
+    assert_eq!(
+        supervisor.metric("mayfly_standby_failures_total{cause=\"tap\"}"),
+        1
+    );
+}
+
+#[test]
+fn packet_in_a_shared_network_wakes_its_instance() {
+    if !enter_namespace() {
+        return;
+    }
+    let mut supervisor = Supervisor::start_with(STATE, &[]);
+    let in_blue = |ip: &str| interface(json!({"network_id": "blue", "ip": ip, "guest_ip": "10.0.0.2"}));
+    let body = supervisor.body(in_blue("10.1.0.7"));
+    let reason = supervisor.expect_rejection(409, "PUT", "/instances/web", Some(&body));
+    assert!(reason.contains("cannot find the network \"blue\""), "{reason}");
+    let network = json!({"host_dev_name": "mtun0", "gateways": [{"ip": "10.1.0.1", "prefix_length": 16}]});
+    supervisor.expect("PUT", "/networks/blue", Some(&network));
+    supervisor.expect_rejection(409, "PUT", "/networks/blue", Some(&network));
+    supervisor.register("web", in_blue("10.1.0.7"));
+    supervisor.register("other", in_blue("10.1.0.8"));
+    wake(&supervisor, "web", "10.1.0.7");
+    assert_eq!(supervisor.get("other")["state"], "suspended");
+    // Network, route and tap survive the supervisor.
+    supervisor.kill();
+    supervisor.restart();
+    assert!(
+        supervisor
+            .await_state("web", "running")
+            .contains("earlier supervisor")
+    );
+    supervisor.set("web", "suspend");
+    supervisor.await_state("web", "suspended");
+    wake(&supervisor, "web", "10.1.0.7");
+    let reason = supervisor.expect_rejection(409, "DELETE", "/networks/blue", None);
+    assert!(reason.contains("it has 2 addresses"), "{reason}");
+}
