@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -272,10 +273,8 @@ fn passed_descriptor_and_plain_arguments_reach_the_vmm() {
         let file = fs::File::open("/dev/zero").unwrap();
         // Inherited by each process of this test; the jailer closes what is not passed.
         // SAFETY: the call takes no pointer, and no object owns the number.
-        assert_eq!(
-            unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&file), NUMBER) },
-            NUMBER
-        );
+        let duplicate = unsafe { libc::dup2(file.as_raw_fd(), NUMBER) };
+        assert_eq!(duplicate, NUMBER);
         let number = NUMBER.to_string();
         let jailed = host.start("vm-1", &["--pass-fd", &number, "--plain-arguments"]);
         let pid = jailed.child.0.id();
