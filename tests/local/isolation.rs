@@ -129,13 +129,18 @@ fn inject(thread: libc::pid_t, number: libc::c_long, arguments: [u64; 4]) {
     request(libc::PTRACE_DETACH, thread, 0, ptr::null_mut());
 }
 
-/// Waits until `thread` waits in the kernel: it runs no instruction of its own then.
-fn wait_for_call(process: u32, thread: libc::pid_t) {
+/// Call in which an event loop waits.
+#[cfg(target_arch = "x86_64")]
+const WAIT: libc::c_long = libc::SYS_epoll_wait;
+#[cfg(target_arch = "aarch64")]
+const WAIT: libc::c_long = libc::SYS_epoll_pwait;
+
+/// Waits until `thread` waits in the system call `number`: it runs no instruction of its own then.
+fn wait_for_call(process: u32, thread: libc::pid_t, number: libc::c_long) {
+    let wanted = format!("{number} ");
     wait_until("a system call", || {
         let call = fs::read_to_string(format!("/proc/{process}/task/{thread}/syscall")).unwrap();
-        call.split_whitespace()
-            .next()
-            .is_some_and(|number| number.parse::<u32>().is_ok())
+        call.starts_with(&wanted)
     });
 }
 
@@ -148,7 +153,9 @@ fn attempt(name: &str, role: &str, (number, call, arguments): Attempt) {
         found.is_some_and(|thread| is_filtered(process, thread))
     });
     let thread = found.unwrap();
-    wait_for_call(process, thread);
+    // A vCPU thread waits for its first order, too.
+    let waits = if role == "vcpu" { libc::SYS_ioctl } else { WAIT };
+    wait_for_call(process, thread, waits);
     inject(thread, number, arguments);
     running.expect_exit(REFUSED);
     let stderr = running.read_stderr();
@@ -227,7 +234,7 @@ fn waiting_process_is_filtered_before_a_request() {
         status.contains("\nSeccomp:\t2\n")
     });
     let leader = libc::pid_t::try_from(process.id()).unwrap();
-    wait_for_call(process.id(), leader);
+    wait_for_call(process.id(), leader, WAIT);
     inject(leader, libc::SYS_execve, [0; 4]);
     let stderr = process.expect_abort(REFUSED);
     assert!(stderr.contains("execve of a thread of role start"), "{stderr}");
