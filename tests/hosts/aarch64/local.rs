@@ -24,6 +24,7 @@ const STOPS: &str = "it stops at each of some hundred system calls, which takes 
 const LOAD: &str =
     "it loads the processor for a minute here, and tests code without a part for the architecture";
 const LONG: &str = "the module takes minutes here; `cargo test --test local` runs it on an aarch64 machine";
+const CORE: &str = "the module takes minutes here, and some of its tests run; `cargo test --test local` runs the rest on an aarch64 machine";
 
 /// Tests that do not run here: their names or parts of them, and the reasons. The program skips what contains one.
 const LEFT_OUT: &[(&str, &str)] = &[
@@ -53,12 +54,12 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("api::clones::", LONG),
     ("api::disk::", LONG),
     ("api::identity::", LONG),
-    ("api::roundtrip::", LONG),
-    ("api::snapshot::", LONG),
+    ("api::roundtrip::", CORE),
+    ("api::snapshot::", CORE),
     ("api::snapshot_cli::", LONG),
-    ("api::status::", LONG),
+    ("api::status::", CORE),
     ("api::tracking::", LONG),
-    ("api::uffd::", LONG),
+    ("api::uffd::", CORE),
     ("command::", LONG),
     ("console::", LONG),
 ];
@@ -99,6 +100,38 @@ groups! {
     api_replay => "api::replay";
 }
 
+/// Defines a test for some tests of a module that takes minutes.
+macro_rules! cores {
+    ($($name:ident => $module:literal [$($test:literal)+];)*) => {
+        $(
+            #[test]
+            fn $name() {
+                let name = concat!(module_path!(), "::", stringify!($name));
+                crate::host::run(name, || run_core($module, &[$(concat!($module, "::", $test)),+]));
+            }
+        )*
+    };
+}
+
+cores! {
+    core_of_api_roundtrip => "api::roundtrip" ["disk::requests_in_flight_survive_restores"];
+    core_of_api_snapshot => "api::snapshot" [
+        "guest_continues_in_another_process"
+        "diff_into_base_file_is_loadable"
+        "devices::drive_reopens_same_file"
+        "rejected::create_of_running_guest_is_rejected"
+        "rejected::load_into_configured_vm_is_rejected"
+    ];
+    core_of_api_status => "api::status" [
+        "status_before_start_is_empty"
+        "drive_with_driver_has_features"
+    ];
+    core_of_api_uffd => "api::uffd" [
+        "guest_continues_with_fault_handler"
+        "unreachable_handler_ends_mayfly"
+    ];
+}
+
 /// Returns a command for the program with `arguments`.
 fn program(map: Map, arguments: &[&str]) -> Command {
     let mut command = Command::new("unshare");
@@ -116,7 +149,21 @@ fn run_group(prefix: &str, map: Map) {
         }
         arguments.extend(["--skip", *name]);
     }
-    let output = scratch::run_within(LIMIT, &mut program(map, &arguments));
+    assert_ne!(run_program(map, &arguments), 0);
+}
+
+/// Runs `tests` of `module`, with guests of the map fc.
+fn run_core(module: &str, tests: &[&str]) {
+    let is_module = |name: &str| name.trim_end_matches("::") == module;
+    let (name, reason) = LEFT_OUT.iter().find(|(name, _)| is_module(name)).unwrap();
+    println!("{OMISSION}{name}: {reason}");
+    let count = run_program(FC, &[&["--exact"], tests].concat());
+    assert_eq!(count, tests.len());
+}
+
+/// Runs tests, which must pass. Returns their number.
+fn run_program(map: Map, arguments: &[&str]) -> usize {
+    let output = scratch::run_within(LIMIT, &mut program(map, arguments));
     let printed = String::from_utf8_lossy(&output.stdout);
     println!("{printed}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}", output.status);
@@ -124,8 +171,8 @@ fn run_group(prefix: &str, map: Map) {
         .lines()
         .find_map(|line| line.strip_prefix("test result: ok. "));
     let count = passed.and_then(|rest| rest.split_once(' ')).unwrap().0;
-    assert_ne!(count, "0");
     println!("{COUNT}{count}");
+    count.parse().unwrap()
 }
 
 /// The sequences of orchestrators and clients, with images of the map virt, whose path in their requests selects the map.
