@@ -13,7 +13,11 @@ mod fixture;
 #[allow(dead_code, unused_imports, reason = "a shell uses all of it")]
 mod message;
 #[path = "../queue/namespace.rs"]
-#[allow(dead_code, clippy::unwrap_used, reason = "make queue uses all of it; an error ends the program")]
+#[allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "make queue uses all of it; an error ends the program"
+)]
 mod namespace;
 #[path = "../../src/standby/net/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the supervisor uses all of it")]
@@ -54,11 +58,13 @@ fn main() -> ExitCode {
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(100);
-    let measured = namespace::enter().and_then(|()| Fixture::new()).and_then(|fixture| {
-        let result = measure(&fixture, rounds);
-        let _ = fs::remove_dir_all(directory());
-        result
-    });
+    let measured = namespace::enter()
+        .and_then(|()| Fixture::new())
+        .and_then(|fixture| {
+            let result = measure(&fixture, rounds);
+            let _ = fs::remove_dir_all(directory());
+            result
+        });
     match measured {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -105,14 +111,13 @@ fn measure(fixture: &Fixture, rounds: usize) -> io::Result<bool> {
     })?;
     let snapshot = wake::create_snapshot(fixture)?;
     let mut running = wake::measure_running(&snapshot, rounds)?;
-    let (echo, spawn, shell) = (
-        running.percentile(50),
-        spawn.percentile(50),
-        shell.percentile(50),
-    );
+    let (echo, spawn, shell) = (running.percentile(50), spawn.percentile(50), shell.percentile(50));
     print("echo of the running guest", &mut running, None);
     println!("{:<52} {spawn:>9.0}", "floor: restore, spawn to next byte");
-    println!("{:<52} {shell:>9.0}", "floor: load into a shell, request to next byte");
+    println!(
+        "{:<52} {shell:>9.0}",
+        "floor: load into a shell, request to next byte"
+    );
     let mut reached = true;
     for (form, name, floor) in [
         (Form::Spawn, "without a shell", spawn),
@@ -149,7 +154,10 @@ fn measure(fixture: &Fixture, rounds: usize) -> io::Result<bool> {
 fn print(name: &str, times: &mut Times, baseline: Option<f64>) {
     let (median, high) = (times.percentile(50), times.percentile(99));
     let baseline = baseline.map(|baseline| format!(" {baseline:>9.0} {:>7.2}", median / baseline));
-    println!("{name:<52} {median:>9.0} {high:>9.0}{}", baseline.unwrap_or_default());
+    println!(
+        "{name:<52} {median:>9.0} {high:>9.0}{}",
+        baseline.unwrap_or_default()
+    );
 }
 
 fn first_byte(fixture: &Fixture, snapshot: &str) -> io::Result<Duration> {

@@ -13,7 +13,7 @@
 //! A `text` block after `<!-- output -->` lists lines that the block before it prints, in this order.
 
 /// Every page with commands, with its path in the repository.
-pub const PAGES: [(&str, &str); 12] = [
+pub const PAGES: [(&str, &str); 13] = [
     ("README.md", include_str!("../../README.md")),
     ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
     ("SECURITY.md", include_str!("../../SECURITY.md")),
@@ -26,7 +26,10 @@ pub const PAGES: [(&str, &str); 12] = [
     ("docs/guests.md", include_str!("../../docs/guests.md")),
     ("docs/networking.md", include_str!("../../docs/networking.md")),
     ("docs/performance.md", include_str!("../../docs/performance.md")),
-    ("docs/scale-to-zero.md", include_str!("../../docs/scale-to-zero.md")),
+    (
+        "docs/scale-to-zero.md",
+        include_str!("../../docs/scale-to-zero.md"),
+    ),
     ("docs/security.md", include_str!("../../docs/security.md")),
     ("docs/snapshots.md", include_str!("../../docs/snapshots.md")),
     ("docs/standby.md", include_str!("../../docs/standby.md")),
