@@ -20,6 +20,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -185,13 +186,19 @@ fn run(name: &str, filters: &Path, trace: Option<&Path>) -> Outcome {
         .stdin(Stdio::null())
         .stderr(printed.try_clone().unwrap())
         .stdout(printed);
-    let mut child = KillOnDrop(command.spawn().unwrap());
+    // One that is late ends with its mayfly.
+    let mut child = KillOnDrop(command.process_group(0).spawn().unwrap());
     let start = Instant::now();
     let limit = if trace.is_some() { TRACED_LIMIT } else { LIMIT };
     let mut status = None;
     while status.is_none() && start.elapsed() < limit {
         thread::sleep(Duration::from_millis(2));
         status = child.0.try_wait().unwrap();
+    }
+    if status.is_none() {
+        let group = i32::try_from(child.0.id()).unwrap();
+        // SAFETY: the call takes no pointer. The test has not waited for the leader of the group.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
     }
     drop(child);
     let printed = fs::read(output.path("output")).unwrap();
