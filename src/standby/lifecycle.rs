@@ -1,8 +1,8 @@
 //! Lifecycle of an instance: wake, run, suspend, fail.
 
 use std::ffi::CString;
-use std::fs::{self, File};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::fs;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, lchown};
 use std::os::unix::net::UnixStream;
@@ -11,20 +11,16 @@ use std::time::{Duration, Instant};
 
 use super::cgroup;
 use super::command::{Start, command};
-use super::config::{Config, OnCrash};
-use super::core::{Core, RUN, Source};
+use super::config::Config;
+use super::core::{Core, Source};
 use super::exchange::{CLOSED, Exchange, Purpose};
 use super::links::Links;
 use super::live::{Live, Running};
 use super::memory::Room;
 use super::metrics::Failure;
-use super::procfs::Stat;
 use super::register::end_process;
 use super::registry::{Entry, Key, Origin, State};
-use super::sys::{self, Exit, Program, StartError};
-
-/// Exit status of a process whose guest is suspended.
-const SUSPENDED: u8 = 123;
+use super::sys::{self, Program, StartError};
 
 /// Maximum time of a wake, from the start of the process until its guest runs.
 const WAKE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,10 +28,7 @@ const WAKE_TIMEOUT: Duration = Duration::from_secs(30);
 const SUSPEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Memory in KiB that is expected of a process, until it has run once.
-const EXPECTED_KIB: u64 = 8 << 10;
-
-/// Maximum length of the last line of stderr in a reason, in bytes.
-const MAX_REASON: u64 = 1024;
+pub const EXPECTED_KIB: u64 = 8 << 10;
 
 /// Reason without memory.
 const NO_MEMORY: &str = "cannot wake the instance: running instances use the memory that --memory-limit permits, or that the host has, \
@@ -596,61 +589,6 @@ impl Core {
         let _ = self.request(key, Purpose::Cancel);
     }
 
-    /// Handles the end of a process.
-    pub fn finish_process(&mut self, key: Key) {
-        let Some(entry) = self.registry.get_mut(key) else {
-            return;
-        };
-        let Some(live) = entry.live.take() else { return };
-        let (state, id) = (entry.state, entry.id.clone());
-        entry.memory_kib = u32::try_from(live.memory_kib).unwrap_or(u32::MAX);
-        self.running.remove(&key);
-        let exit = live.running.as_ref().map_or(Exit::Unknown, end_of);
-        if state == State::Waking {
-            self.queue.end();
-        }
-        let log = Self::run_path(&id, "log");
-        let line = last_line(&log).unwrap_or_default();
-        for suffix in ["pid", "sock", "log"] {
-            let _ = fs::remove_file(Self::run_path(&id, suffix));
-        }
-        if let Some(cgroup) = &self.cgroup {
-            cgroup::remove(cgroup, &id);
-        }
-        let line = if live.is_late {
-            "its guest did not run within 30 s"
-        } else {
-            &line
-        };
-        self.release_taps(key);
-        self.note_end(key, state, exit, line);
-        if live.wakes_again {
-            self.wake(key, Cause::Request, None);
-        }
-        self.start_waiting();
-    }
-
-    /// Sets the state after the end of a process.
-    fn note_end(&mut self, key: Key, state: State, exit: Exit, line: &str) {
-        let Some(entry) = self.registry.get_mut(key) else {
-            return;
-        };
-        match outcome(entry, state, exit, line) {
-            Outcome::Suspended(reason, origin) => {
-                entry.origin = origin;
-                if exit == Exit::Status(SUSPENDED) {
-                    self.counters.suspends += 1;
-                } else if exit != Exit::Unknown {
-                    self.counters.fail(Failure::Guest);
-                }
-                self.registry.set(key, State::Suspended, &reason);
-                self.write_failure(key);
-                self.fall_asleep(key);
-            }
-            Outcome::Failed(failure, reason) => self.fail(key, failure, &reason),
-        }
-    }
-
     /// Ends waits whose time is over.
     pub fn check_deadlines(&mut self) {
         let now = Instant::now();
@@ -703,153 +641,6 @@ impl Core {
             self.greet(key);
         }
     }
-
-    /// Finds the processes of an earlier supervisor, whose files are in the run directory.
-    ///
-    /// # Errors
-    /// Fails if the directory cannot be read.
-    fn find_running(&mut self) -> io::Result<()> {
-        for file in fs::read_dir(RUN)? {
-            let path = file?.path();
-            let is_record = path.extension().is_some_and(|extension| extension == "pid");
-            let id = path
-                .file_stem()
-                .and_then(|stem| stem.to_str())
-                .filter(|_| is_record);
-            let Some(id) = id else { continue };
-            let found = fs::read_to_string(&path)
-                .ok()
-                .and_then(|text| self.open_recorded(&text));
-            let Some(key) = self.registry.find(id) else {
-                log::warn!("standby: {id} is not registered, and its process is left alone");
-                continue;
-            };
-            match found {
-                Some((running, taps)) => {
-                    self.adopt(key, running)?;
-                    let config = self.registry.get(key).map(Entry::parse);
-                    if let Some(Ok(config)) = config {
-                        let taps: Vec<_> = taps.iter().map(String::as_str).collect();
-                        self.adopt_taps(key, &config, &taps);
-                    }
-                }
-                None => {
-                    let _ = fs::remove_file(&path);
-                    let reason = "the process has ended without a supervisor";
-                    let failed = self
-                        .registry
-                        .get(key)
-                        .is_some_and(|entry| entry.state == State::Failed);
-                    if !failed {
-                        self.registry.set(key, State::Suspended, reason);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Opens the process of a record, if it is still the same one. Returns the names of its taps of shared networks, too.
-    fn open_recorded(&self, record: &str) -> Option<(Running, Vec<String>)> {
-        let (head, line) = record.split_once('\n')?;
-        let mut head = head.split(' ').map(str::to_owned);
-        let boot = head.next()?;
-        let recorded = Stat::parse(line).filter(|_| boot == self.boot_id)?;
-        // Before the comparison: afterwards the number could belong to another process.
-        let process = sys::open_process(recorded.pid).ok()?;
-        let present = Stat::of(recorded.pid)?;
-        let is_same = present.start == recorded.start && !present.is_zombie;
-        let running = Running {
-            pid: recorded.pid,
-            process,
-        };
-        is_same.then(|| (running, head.collect()))
-    }
-
-    /// Takes over a process of an earlier supervisor.
-    fn adopt(&mut self, key: Key, running: Running) -> io::Result<()> {
-        self.watch(Source::Process(key), running.process.as_raw_fd())?;
-        let Some(entry) = self.registry.get_mut(key) else {
-            return Ok(());
-        };
-        let mut live = Live::new(EXPECTED_KIB, None);
-        live.running = Some(running);
-        entry.live = Some(Box::new(live));
-        self.running.insert(key);
-        self.counters.found += 1;
-        self.registry.set(
-            key,
-            State::Running,
-            "the process of an earlier supervisor was found",
-        );
-        self.write_failure(key);
-        Ok(())
-    }
-}
-
-/// Returns the end of a process. Its parent, if it is another process, may leave its status unread.
-fn end_of(running: &Running) -> Exit {
-    let exit = sys::reap(running.process.as_fd());
-    if exit != Exit::Unknown {
-        return exit;
-    }
-    let stat = Stat::of(running.pid).filter(|stat| stat.is_zombie);
-    // Otherwise the line may be that of a later process with this number.
-    let is_unread = sys::signal(running.process.as_fd(), 0).is_ok();
-    let status = stat.and_then(|stat| stat.status).filter(|_| is_unread);
-    status.map_or(Exit::Unknown, Exit::from_status)
-}
-
-/// State after the end of a process.
-enum Outcome {
-    Suspended(String, Origin),
-    Failed(Failure, String),
-}
-
-/// Returns the state after the end of a process in `state`, whose last message is `line`.
-fn outcome(entry: &Entry, state: State, exit: Exit, line: &str) -> Outcome {
-    let config = entry.parse();
-    let with_line = |text: String| match line {
-        "" => text,
-        line => format!("{text}: {line}"),
-    };
-    if exit == Exit::Status(SUSPENDED) {
-        let reason = match state {
-            State::Suspending => "the guest is suspended at a request",
-            _ => "the guest was idle",
-        };
-        return Outcome::Suspended(reason.into(), Origin::Latest);
-    }
-    if exit == Exit::Unknown {
-        let reason =
-            "the process of an earlier supervisor has ended; the kernel does not report its exit status";
-        return Outcome::Suspended(reason.into(), Origin::Latest);
-    }
-    let end = match exit {
-        Exit::Signal(signal) => format!("signal {signal} has ended the process"),
-        Exit::Status(status) => format!("the process has ended with status {status}"),
-        Exit::Unknown => String::new(),
-    };
-    // With status 0, the guest has run and ended before its process responded.
-    if state == State::Waking && exit != Exit::Status(0) {
-        return Outcome::Failed(
-            Failure::Load,
-            with_line(format!("cannot wake the instance: {end}")),
-        );
-    }
-    let reason = with_line(end);
-    match config.map(|config| (config.stateful, config.on_crash)) {
-        Ok((false, _)) if exit == Exit::Status(0) => Outcome::Suspended(
-            "the guest has ended; the next wake starts from its snapshot".into(),
-            Origin::Latest,
-        ),
-        Ok((_, OnCrash::Boot)) => Outcome::Suspended(format!("{reason}; the next wake boots"), Origin::Boot),
-        Ok((_, OnCrash::Discard)) => {
-            let reason = format!("{reason}; the next wake starts from the registered snapshot");
-            Outcome::Suspended(reason, Origin::Registered)
-        }
-        _ => Outcome::Failed(Failure::Guest, reason),
-    }
 }
 
 /// Returns the directory of the snapshot from which an instance wakes.
@@ -872,21 +663,4 @@ fn create_directory(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// Returns the last line of the file at `path`.
-fn last_line(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(MAX_REASON)))?;
-    let mut bytes = Vec::new();
-    file.take(MAX_REASON).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let line = text
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or_default();
-    let line = line.strip_prefix("mayfly: ").unwrap_or(line);
-    Ok(crate::printable::printable(line))
 }

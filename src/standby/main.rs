@@ -8,7 +8,8 @@
 //! | `registry`, `live` | instances in memory: states, names and addresses; those with a process |
 //! | `queue` | order of the wakes |
 //! | `core` | the state of the supervisor, and what it watches |
-//! | `register`, `lifecycle`, `memory` | its operations: registration; wake, suspend and end; room for wakes |
+//! | `register`, `lifecycle`, `memory` | its operations: registration; wake and suspend; room for wakes |
+//! | `end`, `recovery` | the end of a process; processes of an earlier supervisor |
 //! | `command`, `exchange` | command line of a process, requests to its API |
 //! | `net` | frames of suspended instances |
 //! | `links`, `cgroup` | interfaces and limits of an instance |
@@ -26,6 +27,7 @@ mod cgroup;
 mod command;
 mod config;
 mod core;
+mod end;
 mod exchange;
 mod journal;
 mod lifecycle;
@@ -54,6 +56,7 @@ mod printable;
 mod process;
 mod procfs;
 mod queue;
+mod recovery;
 mod register;
 mod registry;
 mod routes;
