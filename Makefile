@@ -120,7 +120,7 @@ programs:
 ifneq ($(wildcard /dev/kvm),)
 UNIT_TARGETS := --workspace
 else
-UNIT_TARGETS := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test scripts --test fuzz --test hosts --test clients --test jail --test models
+UNIT_TARGETS := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test scripts --test fuzz --test hosts --test clients --test jail --test models --test standby
 UNIT_ARGUMENTS := -- --exact --skip load
 endif
 UNIT := $(UNIT_TARGETS) $(UNIT_ARGUMENTS)
