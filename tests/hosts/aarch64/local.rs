@@ -58,6 +58,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("api::snapshot::", CORE),
     ("api::snapshot_cli::", LONG),
     ("api::status::", CORE),
+    ("api::suspend::", CORE),
     ("api::tracking::", LONG),
     ("api::uffd::", CORE),
     ("command::", LONG),
@@ -90,6 +91,7 @@ groups! {
     api_change => "api::change";
     api_chroot => "api::chroot";
     api_config_file => "api::config_file";
+    api_first_frames => "api::first_frames";
     api_jailed => "api::jailed";
     api_kata => "api::kata";
     api_lifecycle => "api::lifecycle";
@@ -125,6 +127,12 @@ cores! {
     core_of_api_status => "api::status" [
         "status_before_start_is_empty"
         "drive_with_driver_has_features"
+    ];
+    core_of_api_suspend => "api::suspend" [
+        "idle_guest_is_suspended_when_ready"
+        "requested_suspend_loses_no_tick"
+        "suspend_in_progress_is_cancelled"
+        "changed_drive_is_refused_unless_replaced"
     ];
     core_of_api_uffd => "api::uffd" [
         "guest_continues_with_fault_handler"
