@@ -202,6 +202,16 @@ impl Guest {
     /// Sends SIGKILL and starts mayfly with `arguments`. The output continues that of the killed process.
     pub fn restart(mut self, arguments: &str) -> Self {
         self.running.kill();
+        self.continue_in(arguments)
+    }
+
+    /// Waits for exit with `code` and starts mayfly with `arguments`. The output continues that of the process before.
+    pub fn restart_after_exit(mut self, code: i32, arguments: &str) -> Self {
+        self.running.expect_exit(code);
+        self.continue_in(arguments)
+    }
+
+    fn continue_in(mut self, arguments: &str) -> Self {
         let mut next = Self::launch(arguments);
         next.running.consumed = self.running.consumed;
         next.running.printed = self.running.take_printed();

@@ -30,6 +30,10 @@ const FEW_ROUNDS: usize = 10;
 const ONE_CYCLE: usize = MIXED_KINDS.len();
 /// Mostly diff snapshots: here they take a tenth of the time of a full snapshot.
 pub const MIXED_KINDS: &[&str] = &["Full", "Diff", "Diff", "Diff", "Diff"];
+/// Suspends in one scenario.
+const SUSPENDS: usize = 20;
+/// Exit status of a process whose guest is suspended.
+const SUSPENDED: i32 = 123;
 /// Maximum apparent lead of the guest's clock in seconds, from the delay of its output.
 const SLACK: f64 = 5.0;
 pub const SOCKET: &str = "/tmp/api";
@@ -52,7 +56,8 @@ scenarios! {
     tsc_continues_without_pause => check_tsc("", |counted| counted < 1.0);
     tsc_advances_with_realtime => check_tsc("--realtime", |counted| counted >= PAUSE.as_secs_f64());
     late_tsc_deadline_fires_once => check_late_deadline("/guests/counter.elf", true);
-    restored_with_fault_handler => run_case(&Case { has_handler: true, rounds: ONE_CYCLE, kinds: MIXED_KINDS, ..DEFAULT_CASE });
+    suspended_at_work => run_case(&Case { rounds: SUSPENDS, resume: Resume::Suspend, ..DEFAULT_CASE });
+    restored_with_fault_handler => run_case(&Case { resume: Resume::Handler, rounds: ONE_CYCLE, kinds: MIXED_KINDS, ..DEFAULT_CASE });
 }
 
 /// Time between a snapshot and its restore.
@@ -152,8 +157,46 @@ pub struct Case {
     pub drive: &'static str,
     /// Other options.
     pub options: &'static str,
-    /// True for guest memory from a fault handler.
-    pub has_handler: bool,
+    /// Way from one process to the next.
+    pub resume: Resume,
+}
+
+/// Way of the guest from one process to the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// A snapshot, SIGKILL, and a restore.
+    Kill,
+    /// The same, with guest memory from a fault handler.
+    Handler,
+    /// A suspend, which ends the process, and a restore.
+    Suspend,
+}
+
+impl Resume {
+    /// Returns an option of the first process.
+    fn option(self) -> String {
+        match self {
+            Self::Suspend => suspend_option(),
+            Self::Kill | Self::Handler => String::new(),
+        }
+    }
+
+    /// Creates a snapshot, of type `kind` unless it is a suspend.
+    fn save(self, guest: &mut Guest, kind: &str) {
+        match self {
+            Self::Suspend => suspend(guest),
+            Self::Kill | Self::Handler => pause_and_create(guest, kind),
+        }
+    }
+
+    /// Continues the guest in another process.
+    fn restore(self, guest: Guest) -> Guest {
+        match self {
+            Self::Kill => restore(guest),
+            Self::Handler => restore_with_handler(guest),
+            Self::Suspend => wake(guest),
+        }
+    }
 }
 
 pub const DEFAULT_CASE: Case = Case {
@@ -161,7 +204,7 @@ pub const DEFAULT_CASE: Case = Case {
     kinds: &["Full"],
     drive: "",
     options: "",
-    has_handler: false,
+    resume: Resume::Kill,
 };
 
 /// Restores the guest repeatedly and checks that it detects no change.
@@ -171,13 +214,14 @@ pub fn run_case(case: &Case) {
         kinds,
         drive,
         options,
-        has_handler,
+        resume,
     } = case;
     create_image(&[]);
     create_tap();
     configure_tap();
     let mut guest = start(&format!(
-        "--disk {IMAGE},cache=writeback{drive} --net tap:tap0 --api-sock {SOCKET} {options}"
+        "--disk {IMAGE},cache=writeback{drive} --net tap:tap0 --api-sock {SOCKET} {options} {}",
+        resume.option()
     ));
     run_task(&mut guest, "interface");
     let (request_sender, requests) = channel();
@@ -188,18 +232,21 @@ pub fn run_case(case: &Case) {
     let mut files = vec![next_file(&mut guest)];
     let begun = Instant::now();
     let (mut writes, mut sends) = (0, 0);
+    // A frame cancels a suspend: the connection is quiet during each, and used after it.
+    let is_quiet = resume == Resume::Suspend;
     for round in 1..=rounds {
-        let _ = request_sender.send(());
+        if !is_quiet {
+            let _ = request_sender.send(());
+        }
         guest.expect("begins ");
         guest.expect(" end");
-        pause_and_create(&mut guest, kinds[(round - 1) % kinds.len()]);
+        resume.save(&mut guest, kinds[(round - 1) % kinds.len()]);
         let is_echoed = echoes.try_recv().is_ok();
-        guest = if has_handler {
-            restore_with_handler(guest)
-        } else {
-            restore(guest)
-        };
-        sends += usize::from(!is_echoed);
+        guest = resume.restore(guest);
+        if is_quiet {
+            let _ = request_sender.send(());
+        }
+        sends += usize::from(!is_echoed && !is_quiet);
         // The output holds everything up to the kill and may lack everything since.
         writes += usize::from(!guest.rest().contains("wrote "));
         files.push(next_file(&mut guest));
@@ -210,7 +257,7 @@ pub fn run_case(case: &Case) {
     }
     println!("restored {writes} times during a write, {sends} times during an echo");
     assert!(
-        writes > 0 && sends > 0,
+        writes > 0 && (sends > 0 || is_quiet),
         "no snapshot was during a write or an echo"
     );
 
@@ -337,6 +384,32 @@ pub fn pause_and_create(guest: &mut Guest, kind: &str) {
     fs::remove_file(SOCKET).unwrap();
 }
 
+/// Suspends the guest. A frame, such as a late acknowledgement, cancels an attempt.
+fn suspend(guest: &mut Guest) {
+    let begin = Instant::now();
+    loop {
+        match try_request("PATCH", "/scale-to-zero", r#"{"action":"Suspend"}"#) {
+            Ok(()) => return,
+            Err(text) if text.contains("a frame cancelled it") && begin.elapsed() < TIMEOUT => {
+                println!("a frame cancelled the suspend; it is repeated");
+            }
+            Err(text) => guest.fail(&text),
+        }
+    }
+}
+
+/// Returns the option for suspends. Creates their directory.
+fn suspend_option() -> String {
+    fs::create_dir_all(DIRECTORY).unwrap();
+    format!("--suspend-to {DIRECTORY}")
+}
+
+/// Waits for the end of a suspended process, and restores its guest.
+fn wake(guest: Guest) -> Guest {
+    let arguments = format!("restore {DIRECTORY} --api-sock {SOCKET} {}", suspend_option());
+    guest.restart_after_exit(SUSPENDED, &arguments)
+}
+
 fn restore(guest: Guest) -> Guest {
     guest.restart(&format!("restore {DIRECTORY} --api-sock {SOCKET}"))
 }
@@ -386,13 +459,21 @@ pub fn start_with_features(kernel: &str, features: &str) -> Guest {
 }
 
 fn request(guest: &mut Guest, method: &str, path: &str, body: &str) {
+    if let Err(text) = try_request(method, path, body) {
+        guest.fail(&text);
+    }
+}
+
+/// Sends a request. Returns the error of its response.
+fn try_request(method: &str, path: &str, body: &str) -> Result<(), String> {
     let timeout = TIMEOUT.as_secs().to_string();
     let output = scratch::run(
         guest::mayfly_command()
             .args(["ctl", "--api-sock", SOCKET, "--timeout", &timeout])
             .args(["request", method, path, body]),
     );
-    if !output.status.success() {
-        guest.fail(&format!("{method} {path}: {}", output_text(&output)));
+    if output.status.success() {
+        return Ok(());
     }
+    Err(format!("{method} {path}: {}", output_text(&output)))
 }
