@@ -3,7 +3,8 @@
 //! | module | subject |
 //! |---|---|
 //! | `fake` | the program of the instances |
-//! | `fixture` | a supervisor and its client |
+//! | `fixture` | a supervisor of fake programs |
+//! | `supervisor` | the process of a supervisor, and requests |
 //! | `states` | states and their reasons |
 //! | `frames` | wakes by frames |
 //! | `killed` | supervisors that are killed at any time |
@@ -17,3 +18,4 @@ mod frames;
 mod killed;
 mod many;
 mod states;
+mod supervisor;
