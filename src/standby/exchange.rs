@@ -79,6 +79,8 @@ impl Exchange {
                 Ok(count) => self.received.extend_from_slice(&chunk[..count]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return self.evaluate(),
+                // The process has ended before it has read the request.
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Some(Err(CLOSED.into())),
                 Err(error) => return Some(Err(error.to_string())),
             }
             if self.received.len() > MAX_RESPONSE {
@@ -117,7 +119,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixListener;
 
-    use super::{Exchange, Purpose};
+    use super::{CLOSED, Exchange, Purpose};
 
     /// Returns the result of a request whose server sends `parts`.
     fn exchange(purpose: Purpose, parts: &[&str]) -> (String, Option<Result<(), String>>) {
@@ -154,6 +156,21 @@ mod tests {
         let body = r#"{"fault_message":"no"}"#;
         let response = format!("HTTP/1.1 400 \r\nContent-Length: {}\r\n\r\n{body}", body.len());
         assert_eq!(exchange(Purpose::Cancel, &[&response]).1, Some(Err("no".into())));
+    }
+
+    #[test]
+    fn ended_process_closes_the_connection() {
+        for is_read in [false, true] {
+            let directory = scratch::Directory::new();
+            let listener = UnixListener::bind(directory.path("s")).unwrap();
+            let mut exchange = Exchange::begin(&directory.path("s"), Purpose::Ready).unwrap();
+            let mut server = scratch::accept(&listener);
+            if is_read {
+                let _ = server.read(&mut [0; 512]).unwrap();
+            }
+            drop(server);
+            assert_eq!(exchange.receive(), Some(Err(CLOSED.into())), "{is_read}");
+        }
     }
 
     #[test]

@@ -492,6 +492,10 @@ impl Core {
         let Some(result) = exchange.receive() else { return };
         let purpose = exchange.purpose;
         live.exchange = None;
+        // Without a response, the process has ended before its guest runs; else it is asked again.
+        if purpose == Purpose::Ready && matches!(&result, Err(reason) if reason == CLOSED) {
+            return;
+        }
         live.deadline = None;
         match (purpose, result) {
             // Each response shows that its event loop runs, and with it the guest.

@@ -7,6 +7,7 @@
 //! | (none) | runs until a suspend is requested |
 //! | `fail` | prints a message and fails before it runs |
 //! | `silent` | never opens its API socket |
+//! | `hang-up` | fails after the connection of a client |
 //! | `end N` | runs for some milliseconds, then ends with status N |
 //! | `refuse` | rejects each suspend |
 
@@ -81,6 +82,10 @@ fn run(words: &[&str]) {
         thread::sleep(Duration::from_secs(100));
     }
     let listener = UnixListener::bind(value(words, "--api-sock").unwrap()).unwrap();
+    if behavior == "hang-up" {
+        drop(scratch::accept(&listener));
+        process::exit(1);
+    }
     if let Some(status) = behavior.strip_prefix("end ") {
         let status = status.parse().unwrap();
         thread::spawn(move || {

@@ -132,6 +132,23 @@ fn failed_wake_has_the_last_message_as_its_reason() {
 }
 
 #[test]
+fn end_without_a_response_is_a_failed_wake() {
+    let supervisor = Supervisor::start(&[]);
+    supervisor.register("web", json!({"on_crash": "discard"}));
+    supervisor.set_behavior("hang-up");
+    supervisor.set("web", "wake");
+    let reason = supervisor.await_state("web", "failed");
+    assert_eq!(
+        reason,
+        "cannot wake the instance: the process has ended with status 1"
+    );
+    assert_eq!(
+        supervisor.metric("mayfly_standby_failures_total{cause=\"load\"}"),
+        1
+    );
+}
+
+#[test]
 fn end_of_the_guest_follows_the_policy() {
     let supervisor = Supervisor::start(&[]);
     supervisor.register("fail", json!({}));
