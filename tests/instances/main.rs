@@ -1,0 +1,25 @@
+//! mayfly-standby with real instances on `/dev/kvm` of this machine. Without `/dev/kvm` or network namespaces these tests do not run.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `host` | a network namespace with snapshots and a supervisor |
+//! | `wake` | wakes by frames and requests, suspends |
+//! | `network` | instances of a shared network |
+//! | `shells` | wakes in shells |
+//! | `jailed` | an instance in a jail |
+//! | `ends` | instances that end by themselves, or cannot wake |
+
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
+mod ends;
+#[allow(dead_code, reason = "tests/local uses all of it")]
+#[path = "../local/guests.rs"]
+mod guests;
+mod host;
+mod jailed;
+mod network;
+mod shells;
+#[allow(dead_code, reason = "tests/standby uses all of it")]
+#[path = "../standby/supervisor.rs"]
+mod supervisor;
+mod wake;
