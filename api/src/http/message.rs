@@ -1,4 +1,5 @@
-//! Requests and responses. Responses are byte for byte those of Firecracker.
+//! Requests and responses. Responses are byte for byte those of Firecracker, unless the server has [another
+//! name](super::Server::named).
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -72,9 +73,16 @@ const JSON: &str = "application/json";
 /// Response to `Expect: 100-continue`.
 pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 \r\n\r\n";
 
-/// Response to a client above the limit.
-pub(super) const TOO_MANY: &[u8] = b"HTTP/1.1 503 \r\nServer: Firecracker API\r\nConnection: close\r\n\
-    Content-Length: 40\r\n\r\n{ \"error\": \"Too many open connections\" }";
+/// Default header `Server`: clients may expect that of Firecracker.
+pub(super) const SERVER: &str = "Firecracker API";
+
+/// Returns the response of the server `name` to a client above the limit.
+pub(super) fn too_many(name: &str) -> String {
+    format!(
+        "HTTP/1.1 503 \r\nServer: {name}\r\nConnection: close\r\nContent-Length: 40\r\n\r\n\
+         {{ \"error\": \"Too many open connections\" }}"
+    )
+}
 
 /// Response to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,11 +178,11 @@ impl Response {
         self.content.as_ref().map_or(&[], |content| &content.body)
     }
 
-    /// Appends the response to `output`, without the body if `head_only` is true, as for HEAD.
+    /// Appends the response of the server `name` to `output`, without the body if `head_only` is true, as for HEAD.
     ///
     /// # Errors
     /// Fails with the required number of bytes if there is no memory for them; `output` is unchanged.
-    pub(super) fn write(&self, output: &mut Vec<u8>, head_only: bool) -> Result<(), usize> {
+    pub(super) fn write(&self, output: &mut Vec<u8>, name: &str, head_only: bool) -> Result<(), usize> {
         let length = MAX_HEAD + if head_only { 0 } else { self.body().len() };
         output.try_reserve(length).map_err(|_| length)?;
         // Firecracker sends keep-alive even after `Connection: close`; such a client ignores the header. A client that
@@ -188,7 +196,7 @@ impl Response {
         // Writing to a vector cannot fail.
         let _ = write!(
             output,
-            "HTTP/1.1 {} \r\nServer: Firecracker API\r\nConnection: {connection}\r\n{deprecation}",
+            "HTTP/1.1 {} \r\nServer: {name}\r\nConnection: {connection}\r\n{deprecation}",
             self.status
         );
         if let Some(Content { kind, body }) = &self.content {
@@ -230,7 +238,7 @@ mod tests {
 
     fn bytes(response: &Response) -> String {
         let mut output = Vec::new();
-        response.write(&mut output, false).unwrap();
+        response.write(&mut output, SERVER, false).unwrap();
         String::from_utf8(output).unwrap()
     }
 
@@ -263,7 +271,9 @@ mod tests {
     #[test]
     fn head_only_keeps_length() {
         let mut output = Vec::new();
-        Response::json(400, "{}").write(&mut output, true).unwrap();
+        Response::json(400, "{}")
+            .write(&mut output, SERVER, true)
+            .unwrap();
         assert!(output.ends_with(b"Content-Length: 2\r\n\r\n"));
     }
 
@@ -288,7 +298,7 @@ mod tests {
 
     #[test]
     fn too_many_has_exact_length() {
-        let text = std::str::from_utf8(TOO_MANY).unwrap();
+        let text = too_many(SERVER);
         assert_eq!(text.split_once("\r\n\r\n").unwrap().1.len(), 40);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::message::{CONTINUE, Request, Response, TOO_MANY};
+use super::message::{CONTINUE, Request, Response, SERVER, too_many};
 use super::parser::{HttpLimits, KEPT_CAPACITY, Parser, RequestError, Step};
 use super::socket::{Error, Socket};
 
@@ -58,6 +58,8 @@ pub struct Server {
     epoll: Epoll,
     connections: Vec<Option<Watched>>,
     limits: HttpLimits,
+    /// Header `Server` of the responses.
+    name: &'static str,
     scratch: Box<[u8]>,
     /// Reserves a descriptor: at the descriptor limit, it is closed to accept and close a client. Otherwise the pending
     /// client would make the event loop spin.
@@ -94,6 +96,7 @@ impl Server {
             epoll,
             connections: Vec::new(),
             limits,
+            name: SERVER,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
             admits: |_| true,
             clock: Box::new(Instant::now),
@@ -104,6 +107,13 @@ impl Server {
     #[must_use]
     pub fn only_for(mut self, admits: fn(&UnixStream) -> bool) -> Self {
         self.admits = admits;
+        self
+    }
+
+    /// Sends `name` in the header `Server` of responses to clients that connect from now on. The default is that of Firecracker.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
         self
     }
 
@@ -206,7 +216,7 @@ impl Server {
             Connection::reject
         };
         // A connection that cannot be watched is closed.
-        let connection = start(stream, self.limits, (self.clock)());
+        let connection = start(stream, (self.limits, self.name), (self.clock)());
         let _ = connection.and_then(|connection| self.watch(connection));
     }
 
@@ -408,6 +418,8 @@ enum Phase {
 #[derive(Debug)]
 struct Connection {
     stream: UnixStream,
+    /// Header `Server` of its responses.
+    name: &'static str,
     parser: Parser,
     phase: Phase,
     /// Pending responses; the first `sent` bytes are sent.
@@ -432,14 +444,15 @@ struct Connection {
 }
 
 impl Connection {
-    /// Creates the connection of a client, accepted at `now`.
+    /// Creates the connection of a client to a server with these limits and this name, accepted at `now`.
     ///
     /// # Errors
     /// The error of the kernel if the socket cannot be made non-blocking.
-    fn new(stream: UnixStream, limits: HttpLimits, now: Instant) -> io::Result<Self> {
+    fn new(stream: UnixStream, (limits, name): (HttpLimits, &'static str), now: Instant) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
+            name,
             parser: Parser::new(limits),
             phase: Phase::Open,
             output: Vec::new(),
@@ -460,8 +473,8 @@ impl Connection {
     ///
     /// # Errors
     /// The error of the kernel if the socket cannot be made non-blocking, or the client is disconnected.
-    fn reject(stream: UnixStream, limits: HttpLimits, now: Instant) -> io::Result<Self> {
-        let mut connection = Self::new(stream, limits, now)?;
+    fn reject(stream: UnixStream, server: (HttpLimits, &'static str), now: Instant) -> io::Result<Self> {
+        let mut connection = Self::new(stream, server, now)?;
         connection.end_by_limit()?;
         Ok(connection)
     }
@@ -474,7 +487,7 @@ impl Connection {
         if !self.output.is_empty() {
             return Err(ErrorKind::WouldBlock.into());
         }
-        self.output.extend_from_slice(TOO_MANY);
+        self.output.extend_from_slice(too_many(self.name).as_bytes());
         if !self.flush()? {
             return Err(ErrorKind::WouldBlock.into());
         }
@@ -640,7 +653,7 @@ impl Connection {
     }
 
     fn add_response(&mut self, response: &Response, head_only: bool, last: bool) {
-        if let Err(length) = response.write(&mut self.output, head_only) {
+        if let Err(length) = response.write(&mut self.output, self.name, head_only) {
             // The request was executed. The client must not take the response to its next request for this one.
             self.reject_request(&RequestError::NoMemory(length));
         }
@@ -657,7 +670,7 @@ impl Connection {
         log::debug!("api: rejected a request: {text}");
         // Without memory for the response, the end of the connection must suffice.
         let response = Response::invalid_request(error.status(), &text).closing();
-        let _ = response.write(&mut self.output, false);
+        let _ = response.write(&mut self.output, self.name, false);
         self.close();
     }
 

@@ -113,7 +113,7 @@ fn received(client: &mut UnixStream) -> (String, bool) {
 
 /// Expects the response to clients above the limit, and the end.
 fn expect_end(client: &mut UnixStream) {
-    let too_many = String::from_utf8(TOO_MANY.to_vec()).unwrap();
+    let too_many = too_many(SERVER);
     assert_eq!(received(client), (too_many, true));
 }
 

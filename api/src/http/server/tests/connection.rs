@@ -14,12 +14,12 @@ impl Fixture {
         Self::with(Connection::new)
     }
 
-    fn with(start: fn(UnixStream, HttpLimits, Instant) -> io::Result<Connection>) -> Self {
+    fn with(start: fn(UnixStream, (HttpLimits, &'static str), Instant) -> io::Result<Connection>) -> Self {
         let (client, server) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
         Self {
             client,
-            connection: start(server, HttpLimits::default(), Instant::now()).unwrap(),
+            connection: start(server, (HttpLimits::default(), SERVER), Instant::now()).unwrap(),
             handler: Echo::default(),
             scratch: vec![0; 16384],
         }
