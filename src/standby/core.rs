@@ -160,6 +160,8 @@ pub struct Core {
     pub queue: WakeQueue,
     /// Instances with a process.
     pub running: BTreeSet<Key>,
+    /// Instances whose processes are not asked yet if their guests run.
+    pub ungreeted: BTreeSet<Key>,
     /// Descriptors for new processes.
     pub slots: Slots,
     /// Programs of the instances.
@@ -228,6 +230,7 @@ impl Core {
             journal,
             queue: WakeQueue::new(args.max_wakes as usize),
             running: BTreeSet::new(),
+            ungreeted: BTreeSet::new(),
             slots,
             programs,
             counters: Counters::default(),

@@ -17,6 +17,8 @@ use super::sys::{self, Exit};
 
 /// Exit status of a process whose guest is suspended.
 const SUSPENDED: u8 = 123;
+/// Exit status of a process that has not loaded a snapshot because a drive has changed since.
+const DRIVE_CHANGED: u8 = 119;
 
 /// Maximum length of the last line of stderr in a reason, in bytes.
 const MAX_REASON: u64 = 1024;
@@ -28,13 +30,18 @@ impl Core {
             return;
         };
         let Some(live) = entry.live.take() else { return };
-        let (state, id) = (entry.state, entry.id.clone());
+        let (mut state, id) = (entry.state, entry.id.clone());
+        if live.found.is_some() && state == State::Waking {
+            // Its guest may have run under the earlier supervisor.
+            state = State::Running;
+        }
         entry.memory_kib = u32::try_from(live.memory_kib).unwrap_or(u32::MAX);
         self.running.remove(&key);
-        let exit = live.running.as_ref().map_or(Exit::Unknown, end_of);
-        if state == State::Waking {
-            self.queue.end();
+        let mut exit = live.running.as_ref().map_or(Exit::Unknown, end_of);
+        if let (Exit::Unknown, Some(found), Some(entry)) = (exit, &live.found, self.registry.get(key)) {
+            exit = self.unknown_end(entry, found.generation.as_deref());
         }
+        self.queue.end(key);
         let log = Self::run_path(&id, "log");
         let line = last_line(&log).unwrap_or_default();
         for suffix in ["pid", "sock", "log"] {
@@ -50,14 +57,23 @@ impl Core {
         };
         self.release_taps(key);
         self.note_end(key, state, exit, line);
+        self.fall_asleep(key);
         if live.wakes_again {
             self.wake(key, Cause::Request, None);
+        } else if is_refused(state, exit) && !live.suspends_next && self.is_suspended(key) {
+            // Its client waits for it.
+            self.wake(key, Cause::Refusal, live.frames);
         }
         self.start_waiting();
     }
 
-    /// Sets the state after the end of a process.
-    fn note_end(&mut self, key: Key, state: State, exit: Exit, line: &str) {
+    fn is_suspended(&self, key: Key) -> bool {
+        let entry = self.registry.get(key);
+        entry.is_some_and(|entry| entry.state == State::Suspended)
+    }
+
+    /// Sets the state after the end of a process. An instance that is suspended then must [fall asleep](Self::fall_asleep).
+    pub fn note_end(&mut self, key: Key, state: State, exit: Exit, line: &str) {
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
@@ -66,12 +82,14 @@ impl Core {
                 entry.origin = origin;
                 if exit == Exit::Status(SUSPENDED) {
                     self.counters.suspends += 1;
+                } else if is_refused(state, exit) {
+                    log::warn!("standby: {}: {reason}", entry.id);
+                    self.counters.fail(Failure::Load);
                 } else if exit != Exit::Unknown {
                     self.counters.fail(Failure::Guest);
                 }
                 self.registry.set(key, State::Suspended, &reason);
                 self.write_failure(key);
-                self.fall_asleep(key);
             }
             Outcome::Failed(failure, reason) => self.fail(key, failure, &reason),
         }
@@ -89,6 +107,11 @@ fn end_of(running: &Running) -> Exit {
     let is_unread = sys::signal(running.process.as_fd(), 0).is_ok();
     let status = stat.and_then(|stat| stat.status).filter(|_| is_unread);
     status.map_or(Exit::Unknown, Exit::from_status)
+}
+
+/// Returns true if a process has ended in `state` because it rejects the snapshot.
+fn is_refused(state: State, exit: Exit) -> bool {
+    state == State::Waking && exit == Exit::Status(DRIVE_CHANGED)
 }
 
 /// State after the end of a process.
@@ -119,28 +142,42 @@ fn outcome(entry: &Entry, state: State, exit: Exit, line: &str) -> Outcome {
     let end = match exit {
         Exit::Signal(signal) => format!("signal {signal} has ended the process"),
         Exit::Status(status) => format!("the process has ended with status {status}"),
+        Exit::Lost => "the process of an earlier supervisor has ended without a suspend".into(),
         Exit::Unknown => String::new(),
     };
-    // With status 0, the guest has run and ended before its process responded.
+    let (stateful, on_crash) =
+        config.map_or((true, OnCrash::Fail), |config| (config.stateful, config.on_crash));
     if state == State::Waking && exit != Exit::Status(0) {
-        return Outcome::Failed(
-            Failure::Load,
-            with_line(format!("cannot wake the instance: {end}")),
-        );
+        let reason = with_line(format!("cannot wake the instance: {end}"));
+        return match on_crash {
+            OnCrash::Boot if is_refused(state, exit) => boots(&reason),
+            // The registered snapshot may be older than the drive, too.
+            OnCrash::Discard if is_refused(state, exit) && entry.origin == Origin::Latest => {
+                discards(&reason)
+            }
+            _ => Outcome::Failed(Failure::Load, reason),
+        };
     }
+    // With status 0, the guest has run and ended before its process responded.
     let reason = with_line(end);
-    match config.map(|config| (config.stateful, config.on_crash)) {
-        Ok((false, _)) if exit == Exit::Status(0) => Outcome::Suspended(
+    match on_crash {
+        _ if !stateful && exit == Exit::Status(0) => Outcome::Suspended(
             "the guest has ended; the next wake starts from its snapshot".into(),
             Origin::Latest,
         ),
-        Ok((_, OnCrash::Boot)) => Outcome::Suspended(format!("{reason}; the next wake boots"), Origin::Boot),
-        Ok((_, OnCrash::Discard)) => {
-            let reason = format!("{reason}; the next wake starts from the registered snapshot");
-            Outcome::Suspended(reason, Origin::Registered)
-        }
-        _ => Outcome::Failed(Failure::Guest, reason),
+        OnCrash::Boot => boots(&reason),
+        OnCrash::Discard => discards(&reason),
+        OnCrash::Fail => Outcome::Failed(Failure::Guest, reason),
     }
+}
+
+fn boots(reason: &str) -> Outcome {
+    Outcome::Suspended(format!("{reason}; the next wake boots"), Origin::Boot)
+}
+
+fn discards(reason: &str) -> Outcome {
+    let reason = format!("{reason}; the next wake starts from the registered snapshot");
+    Outcome::Suspended(reason, Origin::Registered)
 }
 
 /// Returns the last line of the file at `path`.

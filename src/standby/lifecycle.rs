@@ -23,7 +23,7 @@ use super::registry::{Entry, Key, Origin, State};
 use super::sys::{self, Program, StartError};
 
 /// Maximum time of a wake, from the start of the process until its guest runs.
-const WAKE_TIMEOUT: Duration = Duration::from_secs(30);
+pub const WAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum time until a process accepts a suspend.
 const SUSPEND_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -41,6 +41,8 @@ pub enum Cause {
     Frame,
     /// A request of a client.
     Request,
+    /// The process has rejected the snapshot, and `on_crash` names another origin.
+    Refusal,
 }
 
 impl Core {
@@ -193,6 +195,7 @@ impl Core {
                 self.counters.wakes_by_request += 1;
                 "a client has requested it"
             }
+            Cause::Refusal => "a drive has changed since the snapshot, so that on_crash applies",
         };
         self.registry.set(key, State::Waking, reason);
         self.queue.push(key);
@@ -211,7 +214,7 @@ impl Core {
                     return;
                 }
                 Room::None => {
-                    self.queue.end();
+                    self.queue.end(key);
                     self.give_up(key, Failure::Memory, NO_MEMORY);
                     continue;
                 }
@@ -219,7 +222,7 @@ impl Core {
             match self.start(key) {
                 Ok(()) => {}
                 Err((Failure::Start, reason)) if self.is_wait_over(key) => {
-                    self.queue.end();
+                    self.queue.end(key);
                     self.give_up(key, Failure::Start, &reason);
                 }
                 // Processes and descriptors get free: the next tick repeats it.
@@ -229,7 +232,7 @@ impl Core {
                     return;
                 }
                 Err((failure, reason)) => {
-                    self.queue.end();
+                    self.queue.end(key);
                     self.drop_live(key);
                     self.fail(key, failure, &reason);
                 }
@@ -310,13 +313,11 @@ impl Core {
             return Err((Failure::Start, format!("cannot watch the process: {error}")));
         }
         if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
-            if shell.is_none() {
-                live.frames = None;
-            }
             live.shell = shell;
             live.deadline = Some(Instant::now() + WAKE_TIMEOUT);
             live.running = Some(running);
             self.running.insert(key);
+            self.ungreeted.insert(key);
         }
         Ok(())
     }
@@ -337,7 +338,7 @@ impl Core {
             .map_err(|reason| (Failure::Load, reason))
             .and_then(|config| self.start_process(key, &config));
         if let Err((failure, reason)) = started {
-            self.queue.end();
+            self.queue.end(key);
             self.give_up(key, failure, &reason);
         }
     }
@@ -409,13 +410,13 @@ impl Core {
         let suspend_to = self.prepare_files(&id, config)?;
         let mut identity = Self::create_file(&Self::run_path(&id, "pid"))
             .map_err(system("create the file of the process ID"))?;
-        let names = self
+        let record = self
             .registry
             .get(key)
-            .into_iter()
-            .flat_map(|entry| &entry.links.pool);
-        let names: String = names.map(|tap| format!(" {}", tap.name)).collect();
-        writeln!(identity, "{}{names}", self.boot_id).map_err(system("write the file of the process ID"))?;
+            .map(|entry| self.record(entry, &suspend_to));
+        identity
+            .write_all(record.unwrap_or_default().as_bytes())
+            .map_err(system("write the file of the process ID"))?;
         let stderr = Self::create_file(&Self::run_path(&id, "log"))
             .map_err(system("create the log of the process"))?;
         let cgroup = match (&config.jail, &self.cgroup) {
@@ -457,11 +458,13 @@ impl Core {
     /// Asks the process whose socket is new to respond once its guest runs.
     pub fn greet(&mut self, key: Key) {
         let Some(entry) = self.registry.get(key) else {
+            self.ungreeted.remove(&key);
             return;
         };
-        if entry.state == State::Waking && entry.live.as_ref().is_some_and(|live| live.exchange.is_none()) {
-            // An error leaves the wake to the next attempt or its deadline.
-            let _ = self.request(key, Purpose::Ready);
+        let is_waiting = entry.live.as_ref().is_some_and(|live| live.exchange.is_none());
+        // An error leaves the wake to the next attempt or its deadline.
+        if entry.state != State::Waking || !is_waiting || self.request(key, Purpose::Ready).is_ok() {
+            self.ungreeted.remove(&key);
         }
     }
 
@@ -526,8 +529,7 @@ impl Core {
 
     /// Notes that the guest of a wake runs.
     fn note_running(&mut self, key: Key) {
-        self.queue.end();
-        self.registry.set(key, State::Running, "the guest runs");
+        self.queue.end(key);
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
@@ -535,10 +537,17 @@ impl Core {
         let Some(live) = &mut entry.live else { return };
         live.active_at = Instant::now();
         let (time, suspends) = (live.woken_at.elapsed(), live.suspends_next);
+        let is_found = live.found.is_some();
         live.suspends_next = false;
         entry.links.announce();
         live.frames = None;
-        self.counters.wake_times.add(time);
+        if is_found {
+            let reason = "the process of an earlier supervisor was found, and its guest runs";
+            self.registry.set(key, State::Running, reason);
+        } else {
+            self.counters.wake_times.add(time);
+            self.registry.set(key, State::Running, "the guest runs");
+        }
         self.write_failure(key);
         if suspends {
             self.suspend(key);
@@ -610,6 +619,13 @@ impl Core {
             live.deadline = None;
             live.exchange = None;
             match (state, &live.running) {
+                // It may run since long, and write a snapshot: an end would lose its state.
+                (State::Waking, _) if live.found.is_some() => {
+                    self.counters.fail(Failure::Timeout);
+                    let reason =
+                        "the process of an earlier supervisor was found; it has not responded within 30 s";
+                    self.registry.set(key, State::Running, reason);
+                }
                 // Its end has a reason, by `outcome`.
                 (State::Waking, Some(running)) => {
                     live.is_late = true;
@@ -629,19 +645,7 @@ impl Core {
     /// Asks the processes of wakes that are not asked yet: a socket in a jail is not reported, and another one may not accept connections
     /// when it is.
     pub fn greet_waking(&mut self) {
-        let is_greeted = |key: &&Key| {
-            self.registry.get(**key).is_some_and(|entry| {
-                entry.state == State::Waking
-                    && entry.live.as_ref().is_some_and(|live| live.exchange.is_none())
-            })
-        };
-        for key in self
-            .running
-            .iter()
-            .filter(is_greeted)
-            .copied()
-            .collect::<Vec<_>>()
-        {
+        for key in self.ungreeted.iter().copied().collect::<Vec<_>>() {
             self.greet(key);
         }
     }

@@ -15,6 +15,13 @@ pub struct Running {
     pub process: OwnedFd,
 }
 
+/// Process of an earlier supervisor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Generation of the snapshots of the instance when the process started; none in a record of an earlier version.
+    pub generation: Option<Box<str>>,
+}
+
 /// Wake and process of an instance.
 #[derive(Debug)]
 pub struct Live {
@@ -28,6 +35,8 @@ pub struct Live {
     pub exchange: Option<Exchange>,
     /// End of the wait for the API of the process.
     pub deadline: Option<Instant>,
+    /// The process is one of an earlier supervisor.
+    pub found: Option<Found>,
     /// Frames that have woken the instance, with the identifier of their interface.
     pub frames: Option<(Box<str>, OwnedFd)>,
     /// The wait for its guest is over, and the process is killed.
@@ -54,6 +63,7 @@ impl Live {
             shell: None,
             exchange: None,
             deadline: None,
+            found: None,
             frames,
             is_late: false,
             wakes_again: false,

@@ -1,14 +1,14 @@
 //! Order of the wakes: at most some at once, the others wait in the order of their requests.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::registry::Key;
 
-/// Wakes that wait, and the number of those in progress.
+/// Wakes that wait, and those in progress.
 #[derive(Debug)]
 pub struct WakeQueue {
     waiting: VecDeque<Key>,
-    active: usize,
+    active: BTreeSet<Key>,
     max: usize,
 }
 
@@ -17,7 +17,7 @@ impl WakeQueue {
     pub fn new(max: usize) -> Self {
         Self {
             waiting: VecDeque::new(),
-            active: 0,
+            active: BTreeSet::new(),
             max,
         }
     }
@@ -29,23 +29,23 @@ impl WakeQueue {
 
     /// Returns the next wake, unless the maximum is in progress. It is in progress from then on.
     pub fn begin(&mut self) -> Option<Key> {
-        if self.active >= self.max {
+        if self.active.len() >= self.max {
             return None;
         }
         let key = self.waiting.pop_front()?;
-        self.active += 1;
+        self.active.insert(key);
         Some(key)
     }
 
     /// Returns a wake that cannot begin yet to the front.
     pub fn put_back(&mut self, key: Key) {
         self.waiting.push_front(key);
-        self.end();
+        self.end(key);
     }
 
-    /// Notes the end of a wake in progress.
-    pub fn end(&mut self) {
-        self.active = self.active.saturating_sub(1);
+    /// Notes the end of a wake, if it is in progress.
+    pub fn end(&mut self, key: Key) {
+        self.active.remove(&key);
     }
 
     /// Removes a wake that waits. Returns false if it does not wait.
@@ -61,7 +61,7 @@ impl WakeQueue {
 
     /// Returns the number of wakes in progress.
     pub fn active(&self) -> usize {
-        self.active
+        self.active.len()
     }
 }
 
@@ -84,16 +84,16 @@ mod tests {
             (Some(key(0)), Some(key(1)), None)
         );
         assert!(queue.remove(key(2)) && !queue.remove(key(2)) && !queue.remove(key(0)));
-        queue.end();
+        queue.end(key(0));
+        queue.end(key(0));
         assert_eq!(queue.begin(), Some(key(3)));
         queue.put_back(key(3));
         assert_eq!((queue.waiting(), queue.active()), (2, 1));
         assert_eq!((queue.begin(), queue.begin()), (Some(key(3)), None));
-        queue.end();
+        queue.end(key(1));
         assert_eq!((queue.begin(), queue.begin()), (Some(key(4)), None));
-        queue.end();
-        queue.end();
-        queue.end();
+        queue.end(key(3));
+        queue.end(key(4));
         assert_eq!((queue.begin(), queue.active()), (None, 0));
     }
 }

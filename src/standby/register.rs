@@ -12,7 +12,6 @@ use super::config::{Config, OnCrash};
 use super::core::{Core, RUN, remove_snapshots};
 use super::journal::Subject;
 use super::links::Links;
-use super::registry::State;
 use super::sys;
 
 /// Maximum length of an identifier in bytes.
@@ -160,9 +159,8 @@ impl Core {
             // Without an instance it has no meaning: a failure to remove it is harmless.
             let _ = self.write(Subject::Failure, id, None);
         }
-        if state == State::Waking && !self.queue.remove(key) {
-            self.queue.end();
-        }
+        self.queue.remove(key);
+        self.queue.end(key);
         self.running.remove(&key);
         let Some(entry) = self.registry.remove(key) else {
             return Ok(());

@@ -24,6 +24,8 @@ const SIGNALS: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// Maximum number of events in one wait.
 const BATCH: usize = 64;
+/// Header `Server` of the responses.
+const SERVER: &str = "mayfly-standby";
 /// Clients of the API at once.
 const CONNECTIONS: usize = 64;
 /// Interval of samples and limits of time, while there is a process.
@@ -73,7 +75,10 @@ pub fn supervise(args: &Args) -> Result<(), Error> {
         };
         Server::bind(&socket, limits)
     });
-    let server = server.map_err(Error::Socket)?.only_for(sys::is_permitted);
+    let server = server
+        .map_err(Error::Socket)?
+        .only_for(sys::is_permitted)
+        .named(SERVER);
     let mut supervisor = Supervisor {
         core,
         server,
@@ -135,7 +140,7 @@ impl Supervisor {
     fn timeout(&self) -> i32 {
         let core = &self.core;
         let left = TICK.saturating_sub(self.ticked_at.elapsed());
-        let timeout = if core.queue.active() > 0 {
+        let timeout = if !core.ungreeted.is_empty() {
             left.min(WAKE_TICK)
         } else if core.running.is_empty()
             && core.queue.waiting() == 0
@@ -154,6 +159,8 @@ impl Supervisor {
         let core = &mut self.core;
         core.sample();
         core.check_deadlines();
+        // While events leave no idle moment.
+        core.greet_waking();
         core.start_waiting();
         core.fill_shells();
         if core.synced_at.elapsed() >= SYNC {

@@ -112,6 +112,8 @@ pub enum Exit {
     Signal(c_int),
     /// Unknown: another process was its parent.
     Unknown,
+    /// Unknown, but not a suspend.
+    Lost,
 }
 
 impl Exit {

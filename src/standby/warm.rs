@@ -137,15 +137,10 @@ impl Core {
         let id = entry.id.clone();
         let suspend_to = self.prepare_files(&id, config).map_err(|(_, reason)| reason)?;
         let line = fs::read_to_string(record(shell.number)).map_err(text)?;
-        let names: String = entry
-            .links
-            .pool
-            .iter()
-            .map(|tap| format!(" {}", tap.name))
-            .collect();
+        let head = self.record(entry, &suspend_to);
         let new = Self::run_path(&id, "new");
         let mut file = Self::create_file(&new).map_err(text)?;
-        write!(file, "{}{names}\n{line}", self.boot_id).map_err(text)?;
+        write!(file, "{head}{line}").map_err(text)?;
         // Before the request: a supervisor that is killed now leaves a shell that ends.
         fs::rename(&new, Self::run_path(&id, "pid")).map_err(text)?;
         let _ = fs::remove_file(record(shell.number));

@@ -10,6 +10,8 @@
 //! | `hang-up` | fails after the connection of a client |
 //! | `end N` | runs for some milliseconds, then ends with status N |
 //! | `refuse` | rejects each suspend |
+//! | `late` | opens its API socket once the file `loaded` exists beside `behavior` |
+//! | `changed TEXT` | ends with status 119 if its arguments contain TEXT |
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -78,8 +80,17 @@ fn run(words: &[&str]) {
         eprintln!("mayfly: an earlier line\nmayfly: cannot use the snapshot: it is of another host");
         process::exit(1);
     }
+    if let Some(text) = behavior.strip_prefix("changed ")
+        && words.join(" ").contains(text)
+    {
+        eprintln!("mayfly: cannot load the snapshot: drive d has changed");
+        process::exit(119);
+    }
     if behavior == "silent" {
         thread::sleep(Duration::from_secs(100));
+    }
+    if behavior == "late" {
+        scratch::wait_until("the snapshot is loaded", || records.join("loaded").exists());
     }
     let listener = UnixListener::bind(value(words, "--api-sock").unwrap()).unwrap();
     if behavior == "hang-up" {
@@ -97,6 +108,24 @@ fn run(words: &[&str]) {
     serve(&listener, value(words, "--suspend-to"), &behavior);
 }
 
+/// Replaces the generation in `directory` by the next one.
+fn write_generation(directory: &Path) {
+    let current = directory.join("current");
+    let last = fs::read_link(&current).map_or(0, |name| {
+        name.to_str()
+            .unwrap()
+            .trim_start_matches("gen-")
+            .parse::<u64>()
+            .unwrap()
+    });
+    let name = format!("gen-{}", last + 1);
+    fs::create_dir_all(directory.join(&name)).unwrap();
+    let new = directory.join("next");
+    let _ = fs::remove_file(&new);
+    symlink(&name, &new).unwrap();
+    fs::rename(&new, &current).unwrap();
+}
+
 /// Serves the API until a suspend.
 #[allow(
     clippy::disallowed_methods,
@@ -110,10 +139,7 @@ fn serve(listener: &UnixListener, suspend_to: Option<&str>, behavior: &str) {
         let request = String::from_utf8_lossy(&request[..length]);
         if request.contains("Suspend") && behavior != "refuse" {
             if let Some(directory) = suspend_to {
-                let directory = Path::new(directory);
-                let _ = fs::create_dir(directory.join("gen-1"));
-                let _ = fs::remove_file(directory.join("current"));
-                symlink("gen-1", directory.join("current")).unwrap();
+                write_generation(Path::new(directory));
             }
             process::exit(SUSPENDED);
         }

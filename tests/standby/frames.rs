@@ -76,10 +76,10 @@ fn frame_at_a_tap_wakes_its_instance() {
         missing.contains("\"eth0\" of the snapshot is missing"),
         "{missing}"
     );
-    supervisor.register(
-        "web",
-        interface(json!({"host_dev_name": "tap0", "ip": "10.0.0.2"})),
-    );
+    let mut web = interface(json!({"host_dev_name": "tap0", "ip": "10.0.0.2"}));
+    // Its process is killed below.
+    web["on_crash"] = json!("discard");
+    supervisor.register("web", web);
     assert_eq!(
         supervisor.get("web")["config"]["network_interfaces"][0]["mac"],
         "02:00:00:00:00:02"

@@ -96,18 +96,65 @@ fn instances_go_on_after_the_supervisor() {
             .await_state("web", "suspended")
             .contains("at a request")
     );
-    // An end between two supervisors.
-    supervisor.set("web", "wake");
-    supervisor.await_state("web", "running");
-    let pid = i32::try_from(supervisor.get("web")["pid"].as_i64().unwrap()).unwrap();
+}
+
+/// Wakes `id`, and kills its process while no supervisor runs.
+fn crash_unsupervised(supervisor: &mut Supervisor, id: &str) {
+    supervisor.set(id, "wake");
+    supervisor.await_state(id, "running");
+    let pid = i32::try_from(supervisor.get(id)["pid"].as_i64().unwrap()).unwrap();
     supervisor.kill();
     // SAFETY: the call takes no pointer.
     unsafe { libc::kill(pid, libc::SIGKILL) };
-    scratch::wait_until("the process ends", || !supervisor.is_alive("web"));
+    scratch::wait_until("the process ends", || !supervisor.is_alive(id));
     supervisor.restart();
+}
+
+#[test]
+fn end_between_supervisors_is_decided_by_the_generation() {
+    let mut supervisor = Supervisor::start(&[]);
+    supervisor.register("fail", json!({}));
+    supervisor.register("discard", json!({"on_crash": "discard"}));
+    supervisor.register("boot", json!({"on_crash": "boot", "boot": ["/kernel"]}));
+    supervisor.register("stateless", json!({"scale_to_zero": {"stateful": false}}));
+    for (id, state, reason) in [
+        ("fail", "failed", "has ended without a suspend"),
+        ("discard", "suspended", "starts from the registered snapshot"),
+        ("boot", "suspended", "the next wake boots"),
+        ("stateless", "suspended", "does not report its exit status"),
+    ] {
+        crash_unsupervised(&mut supervisor, id);
+        let found = supervisor.await_state(id, state);
+        assert!(found.contains(reason), "{id}: {found}");
+    }
+    // A suspend without a supervisor writes a generation.
+    supervisor.set("fail", "wake");
+    supervisor.await_state("fail", "running");
+    let socket = supervisor.directory.path("state/run/fail.sock");
+    supervisor.kill();
+    let client = api::client::Client::new(socket, std::time::Duration::from_secs(10));
+    let _ = client.request("PATCH", "/scale-to-zero", Some(b"{\"action\":\"Suspend\"}"));
+    scratch::wait_until("the process ends", || !supervisor.is_alive("fail"));
+    supervisor.restart();
+    let found = supervisor.await_state("fail", "suspended");
+    assert!(found.contains("does not report its exit status"), "{found}");
+}
+
+#[test]
+fn process_that_still_loads_is_asked_after_a_restart() {
+    let mut supervisor = Supervisor::start(&[]);
+    supervisor.register("web", json!({}));
+    supervisor.set_behavior("late");
+    supervisor.set("web", "wake");
+    scratch::wait_until("the process has started", || supervisor.is_alive("web"));
+    supervisor.kill();
+    supervisor.restart();
+    assert_eq!(supervisor.get("web")["state"], "waking");
+    supervisor.directory.write("snapshot/loaded", "");
     assert!(
         supervisor
-            .await_state("web", "suspended")
-            .contains("without a supervisor")
+            .await_state("web", "running")
+            .contains("earlier supervisor")
     );
+    assert_eq!(supervisor.metric("mayfly_standby_wake_seconds_count"), 0);
 }

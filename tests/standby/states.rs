@@ -1,5 +1,6 @@
 //! States of an instance and their reasons.
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::{fs, process};
 
@@ -214,6 +215,63 @@ fn end_of_the_guest_follows_the_policy() {
 }
 
 #[test]
+fn refused_snapshot_follows_the_policy() {
+    let supervisor = Supervisor::start(&[]);
+    let suspended = |id: &str| supervisor.directory.text(&format!("state/suspended/{id}"));
+    supervisor.register("fail", json!({}));
+    supervisor.register("discard", json!({"on_crash": "discard"}));
+    supervisor.register("boot", json!({"on_crash": "boot", "boot": ["/kernel"]}));
+    for id in ["fail", "discard", "boot"] {
+        supervisor.set(id, "wake");
+        supervisor.await_state(id, "running");
+        supervisor.set(id, "suspend");
+        supervisor.await_state(id, "suspended");
+        supervisor.set_behavior(&format!("changed restore {}", suspended(id)));
+        supervisor.set(id, "wake");
+        let state = if id == "fail" { "failed" } else { "running" };
+        let reason = supervisor.await_state(id, state);
+        if id == "fail" {
+            assert!(
+                reason.ends_with("status 119: cannot load the snapshot: drive d has changed"),
+                "{reason}"
+            );
+        }
+        supervisor.set_behavior("");
+    }
+    let last = |id: &str| {
+        supervisor
+            .starts()
+            .into_iter()
+            .rfind(|line| line.starts_with(id))
+            .unwrap()
+    };
+    assert!(last("discard").contains(&format!("restore {} ", supervisor.directory.text("snapshot"))));
+    assert!(last("boot").contains(" run /kernel "), "{}", last("boot"));
+    assert_eq!(
+        supervisor.metric("mayfly_standby_failures_total{cause=\"load\"}"),
+        3
+    );
+    assert_eq!(
+        supervisor.metric("mayfly_standby_failures_total{cause=\"guest\"}"),
+        0
+    );
+    // The registered snapshot is refused, too.
+    supervisor.set("discard", "suspend");
+    supervisor.await_state("discard", "suspended");
+    supervisor.set_behavior("changed restore ");
+    supervisor.set("discard", "wake");
+    supervisor.await_state("discard", "failed");
+    assert_eq!(
+        supervisor
+            .starts()
+            .iter()
+            .filter(|line| line.starts_with("discard"))
+            .count(),
+        5
+    );
+}
+
+#[test]
 fn killed_process_is_a_failure() {
     let supervisor = Supervisor::start(&[]);
     supervisor.register("web", json!({}));
@@ -365,6 +423,22 @@ fn socket_and_state_are_private() {
         let metadata = fs::metadata(supervisor.directory.path(name)).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, mode, "{name}");
     }
+}
+
+#[test]
+fn responses_have_the_name_of_the_supervisor() {
+    let supervisor = Supervisor::start(&[]);
+    let mut stream = std::os::unix::net::UnixStream::connect(supervisor.directory.path("sock")).unwrap();
+    let timeout = Some(std::time::Duration::from_secs(10));
+    stream.set_read_timeout(timeout).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut response = [0; 1024];
+    let length = stream.read(&mut response).unwrap();
+    let head = String::from_utf8_lossy(&response[..length]);
+    assert!(
+        head.starts_with("HTTP/1.1 200 \r\nServer: mayfly-standby\r\n"),
+        "{head}"
+    );
 }
 
 #[test]
