@@ -9,6 +9,8 @@ use log::LevelFilter;
 
 /// Maximum of `--max-wakes`.
 const MAX_WAKES: u32 = 10_000;
+/// Maximum of `--timeout` in seconds.
+const MAX_TIMEOUT: u32 = 86_400;
 /// Maximum of `--shells`.
 const MAX_SHELLS: u32 = 1000;
 
@@ -34,6 +36,8 @@ Limit the instances:
       --memory-limit SIZE
                         suspend the instance that is idle longest when running instances use more memory, such as 8G
                         (default: when the host has less than a sixteenth of its memory available)
+      --timeout SECONDS maximum time of a wake, a suspend, a wait for memory and the read of a snapshot, 1 to 86400
+                        (default 30)
       --max-instances N register at most N instances (default 1000000)
       --cgroup DIR      create the cgroups of limited instances in this directory of cgroup version 2, which this user
                         may change (default: reject limits)
@@ -78,6 +82,8 @@ pub struct Args {
     pub max_wakes: u32,
     /// Maximum memory of running instances in bytes.
     pub memory_limit: Option<u64>,
+    /// Maximum time of a wake and of a suspend in seconds.
+    pub timeout: u32,
     /// Maximum number of instances.
     pub max_instances: u32,
     /// Directory of the cgroups of limited instances.
@@ -117,11 +123,12 @@ pub enum Error {
 }
 
 /// Options with a value.
-const OPTIONS: [&str; 11] = [
+const OPTIONS: [&str; 12] = [
     "--api-sock",
     "--state-dir",
     "--max-wakes",
     "--memory-limit",
+    "--timeout",
     "--max-instances",
     "--cgroup",
     "--shells",
@@ -133,7 +140,7 @@ const OPTIONS: [&str; 11] = [
 
 /// Values of the options, in the order of [`OPTIONS`].
 #[derive(Default)]
-struct Values([Option<OsString>; 11]);
+struct Values([Option<OsString>; 12]);
 
 impl Values {
     fn take(&mut self, option: &'static str) -> Option<OsString> {
@@ -196,6 +203,11 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
         state: values.path("--state-dir").ok_or(missing("--state-dir DIR"))?,
         max_wakes: values.number("--max-wakes", [1, MAX_WAKES, 8], "a number from 1 to 10000")?,
         memory_limit: values.take("--memory-limit").map(parse_size).transpose()?,
+        timeout: values.number(
+            "--timeout",
+            [1, MAX_TIMEOUT, 30],
+            "a number of seconds from 1 to 86400",
+        )?,
         max_instances: values.number(
             "--max-instances",
             [1, u32::MAX, 1_000_000],
@@ -286,6 +298,10 @@ mod tests {
             (
                 "--api-sock s --state-dir d --max-wakes +1",
                 "--max-wakes \"+1\": expected",
+            ),
+            (
+                "--api-sock s --state-dir d --timeout 0",
+                "--timeout \"0\": expected a number of seconds",
             ),
             (
                 "--api-sock s --state-dir d --memory-limit 1Q",

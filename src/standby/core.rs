@@ -16,12 +16,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::args::Args;
 use super::command::{JAIL_SOCKET, Programs, jail_root};
 use super::config::Config;
+use super::inspection::Inspector;
 use super::journal::{self, Journal, Record, Subject};
 use super::metrics::Counters;
 use super::net::tap::Scratch;
 use super::networks::Networks;
 use super::procfs;
 use super::queue::WakeQueue;
+use super::register::Registration;
 use super::registry::{Key, Origin, Registry, State};
 use super::shells::Shells;
 use super::sys::{self, Slots};
@@ -32,6 +34,9 @@ const LOCK: &str = "lock";
 pub const RUN: &str = "run";
 /// Directory of the snapshots of suspended instances.
 pub const SUSPENDED: &str = "suspended";
+
+/// Part of the name of a directory whose removal has begun.
+const REMOVED: &str = ".removed-";
 
 /// Wait for the lock of a supervisor that was killed while it started a process.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -84,6 +89,8 @@ pub enum Source {
     Signals,
     /// New files in the directory of sockets.
     Sockets,
+    /// End of the inspection of a snapshot.
+    Inspection,
     /// End of a compaction of the journal.
     Journal,
     /// End of a process.
@@ -117,6 +124,7 @@ impl Source {
             Self::Network(key) => (7, Some(key)),
             Self::Shell(key) => (8, Some(key)),
             Self::Reply(key) => (9, Some(key)),
+            Self::Inspection => (10, None),
         };
         let key = key.map_or(0, |key| {
             let generation = u64::from(key.generation) & ((1 << GENERATION_BITS) - 1);
@@ -143,6 +151,7 @@ impl Source {
             7 => Self::Network(key),
             8 => Self::Shell(key),
             9 => Self::Reply(key),
+            10 => Self::Inspection,
             _ => return None,
         })
     }
@@ -176,6 +185,12 @@ pub struct Core {
     pub directory: PathBuf,
     /// Maximum memory of running instances in KiB.
     pub memory_limit_kib: Option<u64>,
+    /// Maximum time of a wake, of a suspend, and of waits for them.
+    pub timeout: Duration,
+    /// Reads the snapshots of registrations.
+    pub inspector: Inspector,
+    /// Registration whose snapshot is read.
+    pub registration: Option<Registration>,
     /// Maximum number of instances.
     pub max_instances: usize,
     /// Directory of the cgroups of limited instances.
@@ -224,6 +239,7 @@ impl Core {
         let journal = journal.map_err(Error::Journal)?;
         let run = CString::new(RUN).unwrap_or_default();
         let sockets = sys::watch_directory(&run).map_err(failed("watch the directory of sockets"))?;
+        let inspector = Inspector::new().map_err(failed("create an eventfd"))?;
         let mut core = Self {
             epoll: Epoll::new().map_err(failed("create an epoll instance"))?,
             registry,
@@ -238,6 +254,9 @@ impl Core {
             boot_id,
             directory,
             memory_limit_kib: args.memory_limit.map(|bytes| bytes >> 10),
+            timeout: Duration::from_secs(args.timeout.into()),
+            inspector,
+            registration: None,
             max_instances: args.max_instances as usize,
             cgroup,
             networks: Networks::default(),
@@ -252,6 +271,8 @@ impl Core {
             .map_err(failed("watch sockets"))?;
         core.watch(Source::Journal, core.journal.done().as_raw_fd())
             .map_err(failed("watch the journal"))?;
+        core.watch(Source::Inspection, core.inspector.signal().as_raw_fd())
+            .map_err(failed("watch inspections"))?;
         core.open_networks(networks);
         Ok(core)
     }
@@ -455,8 +476,30 @@ fn lock(directory: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-/// Removes the snapshots of a deleted instance, which may take long, on a thread.
-pub fn remove_snapshots(directory: PathBuf) {
+/// Removes the snapshots of a deleted instance, which may take long, on a thread. A later instance may have their directory at once.
+pub fn remove_snapshots(directory: &Path) {
+    // Identifiers have no dot. A removal that a killed supervisor has left may have the first names.
+    let free = (0..1000).find_map(|number| {
+        let mut name = directory.file_name()?.to_owned();
+        name.push(format!("{REMOVED}{number}"));
+        let new = directory.with_file_name(name);
+        (!new.exists()).then_some(new)
+    });
+    let renamed = free.filter(|new| fs::rename(directory, new).is_ok());
+    remove(renamed.unwrap_or_else(|| directory.to_owned()));
+}
+
+/// Removes what removals of an earlier supervisor have left.
+pub fn finish_removals() {
+    for file in fs::read_dir(SUSPENDED).into_iter().flatten().flatten() {
+        if file.file_name().to_string_lossy().contains(REMOVED) {
+            remove(file.path());
+        }
+    }
+}
+
+/// Removes a directory on a thread.
+fn remove(directory: PathBuf) {
     let spawned = thread::Builder::new().name("remove".into()).spawn(move || {
         if let Err(error) = fs::remove_dir_all(&directory)
             && error.kind() != ErrorKind::NotFound
@@ -493,6 +536,7 @@ mod tests {
             Source::Network(key),
             Source::Shell(key),
             Source::Reply(key),
+            Source::Inspection,
         ] {
             assert_eq!(Source::from_data(source.data()), Some(source));
         }

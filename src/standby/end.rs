@@ -51,7 +51,7 @@ impl Core {
             cgroup::remove(cgroup, &id);
         }
         let line = if live.is_late {
-            "its guest did not run within 30 s"
+            "its guest did not run in time (--timeout)"
         } else {
             &line
         };

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, lchown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::cgroup;
 use super::command::{Start, command};
@@ -21,11 +21,6 @@ use super::metrics::Failure;
 use super::register::end_process;
 use super::registry::{Entry, Key, Origin, State};
 use super::sys::{self, Program, StartError};
-
-/// Maximum time of a wake, from the start of the process until its guest runs.
-pub const WAKE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum time until a process accepts a suspend.
-const SUSPEND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Memory in KiB that is expected of a process, until it has run once.
 pub const EXPECTED_KIB: u64 = 8 << 10;
@@ -242,7 +237,7 @@ impl Core {
 
     fn is_wait_over(&self, key: Key) -> bool {
         let live = self.registry.get(key).and_then(|entry| entry.live.as_ref());
-        live.is_some_and(|live| live.woken_at.elapsed() > WAKE_TIMEOUT)
+        live.is_some_and(|live| live.woken_at.elapsed() > self.timeout)
     }
 
     /// Ends a wake without a process. The next frame wakes the instance again.
@@ -312,9 +307,10 @@ impl Core {
             end_process(&running);
             return Err((Failure::Start, format!("cannot watch the process: {error}")));
         }
+        let deadline = Instant::now() + self.timeout;
         if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
             live.shell = shell;
-            live.deadline = Some(Instant::now() + WAKE_TIMEOUT);
+            live.deadline = Some(deadline);
             live.running = Some(running);
             self.running.insert(key);
             self.ungreeted.insert(key);
@@ -484,6 +480,7 @@ impl Core {
 
     /// Handles the response of a process.
     pub fn finish_exchange(&mut self, key: Key) {
+        let deadline = Instant::now() + self.timeout;
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
@@ -505,7 +502,7 @@ impl Core {
             (Purpose::Ready, _) if state == State::Waking => self.note_running(key),
             // The process ends with the suspend, at the latest at the deadline.
             (Purpose::Suspend, Err(reason)) if reason == CLOSED => {
-                live.deadline = Some(Instant::now() + SUSPEND_TIMEOUT);
+                live.deadline = Some(deadline);
             }
             (Purpose::Suspend, Err(reason)) if state == State::Suspending => {
                 self.counters.fail(Failure::Suspend);
@@ -516,7 +513,7 @@ impl Core {
                 );
             }
             (Purpose::Suspend, Ok(())) => {
-                live.deadline = Some(Instant::now() + SUSPEND_TIMEOUT);
+                live.deadline = Some(deadline);
             }
             (Purpose::Cancel, Ok(())) if state == State::Suspending => {
                 live.wakes_again = false;
@@ -557,6 +554,7 @@ impl Core {
 
     /// Suspends an instance.
     pub fn suspend(&mut self, key: Key) {
+        let deadline = Instant::now() + self.timeout;
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
@@ -576,7 +574,7 @@ impl Core {
                     self.registry
                         .set(key, State::Suspending, "a client has requested it");
                     if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
-                        live.deadline = Some(Instant::now() + SUSPEND_TIMEOUT);
+                        live.deadline = Some(deadline);
                     }
                 }
                 Err(reason) => {
@@ -623,7 +621,7 @@ impl Core {
                 (State::Waking, _) if live.found.is_some() => {
                     self.counters.fail(Failure::Timeout);
                     let reason =
-                        "the process of an earlier supervisor was found; it has not responded within 30 s";
+                        "the process of an earlier supervisor was found; it has not responded in time";
                     self.registry.set(key, State::Running, reason);
                 }
                 // Its end has a reason, by `outcome`.
@@ -634,7 +632,7 @@ impl Core {
                 }
                 (State::Suspending, _) => {
                     self.counters.fail(Failure::Timeout);
-                    let reason = "cannot suspend the guest: the process has not ended within 30 s";
+                    let reason = "cannot suspend the guest: the process has not ended in time (--timeout)";
                     self.registry.set(key, State::Running, reason);
                 }
                 _ => {}

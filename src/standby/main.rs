@@ -8,7 +8,8 @@
 //! | `registry`, `live` | instances in memory: states, names and addresses; those with a process |
 //! | `queue` | order of the wakes |
 //! | `core` | the state of the supervisor, and what it watches |
-//! | `register`, `lifecycle`, `memory` | its operations: registration; wake and suspend; room for wakes |
+//! | `register`, `inspection` | registration; inspection of a snapshot on a thread |
+//! | `lifecycle`, `memory` | wake and suspend; room for wakes |
 //! | `end`, `recovery` | the end of a process; processes of an earlier supervisor |
 //! | `command`, `exchange` | command line of a process, requests to its API |
 //! | `net` | frames of suspended instances |
@@ -29,6 +30,7 @@ mod config;
 mod core;
 mod end;
 mod exchange;
+mod inspection;
 mod journal;
 mod lifecycle;
 mod links;

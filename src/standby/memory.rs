@@ -15,8 +15,6 @@ const RESERVED_PART: u64 = 16;
 const BATCH: usize = 64;
 /// Time without processor time after which an instance is idle.
 const IDLE: Duration = Duration::from_secs(1);
-/// Maximum time for which a wake waits for memory.
-const WAIT: Duration = Duration::from_secs(30);
 /// Maximum length of a log in bytes. A longer one begins anew.
 const MAX_LOG: u64 = 256 << 10;
 
@@ -93,7 +91,7 @@ impl Core {
         if has_room {
             return Room::Free;
         }
-        let is_over = live.woken_at.elapsed() > WAIT;
+        let is_over = live.woken_at.elapsed() > self.timeout;
         self.make_room();
         if is_over { Room::None } else { Room::Later }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::core::{Core, RUN, Source};
-use super::lifecycle::{EXPECTED_KIB, WAKE_TIMEOUT};
+use super::lifecycle::EXPECTED_KIB;
 use super::live::{Found, Live, Running};
 use super::procfs::Stat;
 use super::registry::{Entry, Key, State};
@@ -151,13 +151,14 @@ impl Core {
     /// Takes over a process of an earlier supervisor, which runs or still loads: it is asked as one that has just started.
     fn adopt(&mut self, key: Key, running: Running, found: Found) -> io::Result<()> {
         self.watch(Source::Process(key), running.process.as_raw_fd())?;
+        let deadline = Instant::now() + self.timeout;
         let Some(entry) = self.registry.get_mut(key) else {
             return Ok(());
         };
         let mut live = Live::new(EXPECTED_KIB, None);
         live.running = Some(running);
         live.found = Some(found);
-        live.deadline = Some(Instant::now() + WAKE_TIMEOUT);
+        live.deadline = Some(deadline);
         entry.live = Some(Box::new(live));
         self.running.insert(key);
         self.ungreeted.insert(key);

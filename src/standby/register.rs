@@ -1,15 +1,12 @@
 //! Registration of instances.
 
-use std::path::Path;
-
 use serde_json::Value;
-use vmm::ErrorChain;
 use vmm::config::{DeviceConfig, DeviceKind, VmConfig};
-use vmm::control;
 
 use super::cgroup;
 use super::config::{Config, OnCrash};
-use super::core::{Core, RUN, remove_snapshots};
+use super::core::{Core, RUN, finish_removals, remove_snapshots};
+use super::inspection::{self, Described, Inspection};
 use super::journal::Subject;
 use super::links::Links;
 use super::sys;
@@ -77,12 +74,41 @@ pub fn check_id(id: &str) -> Result<(), Rejection> {
     }
 }
 
+/// Registration of an instance, while its snapshot is read.
+#[derive(Debug)]
+pub struct Registration {
+    id: String,
+    body: Vec<u8>,
+    inspection: Inspection,
+}
+
 impl Core {
-    /// Registers the instance `id`, which is suspended then.
+    /// Begins the registration of the instance `id`: a thread reads its snapshot. [`finish_registration`](Self::finish_registration)
+    /// ends it; no other one may begin before.
     ///
     /// # Errors
     /// A rejection with the reason; nothing has changed then.
-    pub fn register(&mut self, id: &str, body: &[u8]) -> Result<(), Rejection> {
+    pub fn begin_registration(&mut self, id: &str, body: &[u8]) -> Result<(), Rejection> {
+        let config = self.check_registration(id, body)?;
+        let inspect = move || inspection::describe(&config.snapshot);
+        let inspection = self.inspector.begin(self.timeout, inspect);
+        self.registration = Some(Registration {
+            id: id.to_owned(),
+            body: body.to_owned(),
+            inspection: inspection.map_err(Rejection::unavailable)?,
+        });
+        Ok(())
+    }
+
+    /// Registers the instance whose snapshot has been read, which is suspended then. Returns nothing while it is read.
+    pub fn finish_registration(&mut self) -> Option<Result<(), Rejection>> {
+        let described = self.inspector.result(&self.registration.as_ref()?.inspection)?;
+        let registration = self.registration.take()?;
+        Some(self.register(&registration.id, &registration.body, described))
+    }
+
+    /// Checks all that needs no file of the instance.
+    fn check_registration(&self, id: &str, body: &[u8]) -> Result<Config, Rejection> {
         check_id(id)?;
         let (config, _) = Config::parse(body).map_err(Rejection::invalid)?;
         if self.registry.len() >= self.max_instances {
@@ -107,7 +133,13 @@ impl Core {
                 "jail: cannot find {path}; install it, or name it by --jailer"
             )));
         }
-        let saved = check_snapshot(&config).map_err(Rejection::invalid)?;
+        Ok(config)
+    }
+
+    fn register(&mut self, id: &str, body: &[u8], described: Described) -> Result<(), Rejection> {
+        let config = self.check_registration(id, body)?;
+        let saved = described.map_err(Rejection::invalid)?;
+        check_named(&config, &saved).map_err(Rejection::invalid)?;
         let (config, text) = with_addresses(body, &saved).map_err(Rejection::invalid)?;
         let key = self
             .registry
@@ -178,7 +210,7 @@ impl Core {
                 self.start_waiting();
                 return Ok(());
             }
-            remove_snapshots(self.suspend_directory(id, &config));
+            remove_snapshots(&self.suspend_directory(id, &config));
         }
         self.start_waiting();
         Ok(())
@@ -186,6 +218,7 @@ impl Core {
 
     /// Removes the files of instances that do not exist any more from the run directory, at the start.
     pub fn remove_leftover(&self) {
+        finish_removals();
         for file in std::fs::read_dir(RUN).into_iter().flatten().flatten() {
             let path = file.path();
             let id = path
@@ -226,24 +259,12 @@ pub fn end_process(running: &super::live::Running) {
     }
 }
 
-/// Checks the snapshot of `config`, and that it has the named devices.
-fn check_snapshot(config: &Config) -> Result<VmConfig, String> {
-    let directory = &config.snapshot;
-    let current = directory.join("current");
-    let directory: &Path = if current.exists() { &current } else { directory };
-    let described = control::describe_snapshot(&directory.join("state"));
-    let (_, saved) = described.map_err(|error| format!("snapshot_path: {}", ErrorChain(&error)))?;
-    let memory = directory.join("memory");
-    if !memory.is_file() {
-        return Err(format!(
-            "snapshot_path: cannot find the file {}; name a complete snapshot",
-            memory.display()
-        ));
-    }
+/// Checks that the snapshot has the named devices.
+fn check_named(config: &Config, saved: &VmConfig) -> Result<(), String> {
     let interfaces: Vec<_> = config.interfaces.iter().map(|interface| &*interface.id).collect();
     let drives: Vec<_> = config.drives.iter().map(|drive| &*drive.id).collect();
-    check_devices(&saved, DeviceKind::Interface, "network_interfaces", &interfaces)?;
-    check_devices(&saved, DeviceKind::Drive, "drives", &drives)?;
+    check_devices(saved, DeviceKind::Interface, "network_interfaces", &interfaces)?;
+    check_devices(saved, DeviceKind::Drive, "drives", &drives)?;
     if config.on_crash == OnCrash::Boot
         && config
             .boot
@@ -252,7 +273,7 @@ fn check_snapshot(config: &Config) -> Result<VmConfig, String> {
     {
         return Err("boot: the supervisor sets --api-sock; remove it".into());
     }
-    Ok(saved)
+    Ok(())
 }
 
 /// Adds the MAC addresses of the snapshot to interfaces without one: the supervisor answers with them.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use api::http::{Method, Request, Response};
+use api::http::{Method, Reply, Request, Response};
 use serde_json::{Value, json};
 
 use super::core::Core;
@@ -49,21 +49,39 @@ const PAGE_QUERY: Schema = Schema {
     ],
 };
 
-/// Executes `request`.
-pub fn execute(core: &mut Core, request: &Request) -> Response {
-    route(core, request).unwrap_or_else(|rejection| {
-        core.counters.rejected += 1;
-        log::info!(
-            "standby: {} {} was rejected: {}",
-            request.method,
-            request.path,
-            rejection.reason
-        );
-        Response::json(
-            rejection.status,
-            json!({ "fault_message": rejection.reason }).to_string(),
-        )
-    })
+/// Executes `request`. [`respond`] creates the response to a registration.
+pub fn execute(core: &mut Core, request: &Request) -> Reply {
+    let result = match (&request.method, request.path.strip_prefix("/instances/")) {
+        (Method::Put, Some(id)) if !id.contains('/') => {
+            if core.registration.is_some() {
+                return Reply::Busy;
+            }
+            match core.begin_registration(id, &request.body) {
+                Ok(()) => return Reply::Pending,
+                Err(rejection) => Err(rejection),
+            }
+        }
+        _ => route(core, request),
+    };
+    Reply::Response(result.unwrap_or_else(|rejection| {
+        log::info!("standby: {} {} was rejected", request.method, request.path);
+        reject(core, &rejection)
+    }))
+}
+
+/// Returns the response to a registration.
+pub fn respond(core: &mut Core, result: Result<(), Rejection>) -> Response {
+    match result {
+        Ok(()) => Response::no_content(),
+        Err(rejection) => reject(core, &rejection),
+    }
+}
+
+fn reject(core: &mut Core, rejection: &Rejection) -> Response {
+    core.counters.rejected += 1;
+    log::info!("standby: rejected a request: {}", rejection.reason);
+    let body = json!({ "fault_message": rejection.reason });
+    Response::json(rejection.status, body.to_string())
 }
 
 fn route(core: &mut Core, request: &Request) -> Result<Response, Rejection> {
@@ -78,7 +96,6 @@ fn route(core: &mut Core, request: &Request) -> Result<Response, Rejection> {
             let entry = core.registry.get(key).ok_or_else(|| Rejection::missing(id))?;
             Ok(Response::json(200, instance(core, entry, true).to_string()))
         }
-        (Method::Put, ["instances", id]) => core.register(id, &request.body).map(|()| Response::no_content()),
         (Method::Delete, ["instances", id]) => {
             let kill = match request.query.as_deref() {
                 None | Some("kill=false") => false,

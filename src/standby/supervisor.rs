@@ -144,6 +144,7 @@ impl Supervisor {
             left.min(WAKE_TICK)
         } else if core.running.is_empty()
             && core.queue.waiting() == 0
+            && core.registration.is_none()
             && !core.journal.is_dirty()
             && !core.shells.is_missing()
         {
@@ -154,8 +155,18 @@ impl Supervisor {
         i32::try_from(timeout.as_millis() + 1).unwrap_or(1)
     }
 
+    /// Ends a registration whose snapshot has been read, or is not read in time.
+    fn finish_registration(&mut self) {
+        let core = &mut self.core;
+        if let Some(result) = core.finish_registration() {
+            let response = routes::respond(core, result);
+            self.server.respond(&response, &mut RequestHandler(core));
+        }
+    }
+
     fn tick(&mut self) {
         self.ticked_at = Instant::now();
+        self.finish_registration();
         let core = &mut self.core;
         core.sample();
         core.check_deadlines();
@@ -173,6 +184,7 @@ impl Supervisor {
         let core = &mut self.core;
         match source {
             Source::Sockets => self.greet_new(),
+            Source::Inspection => self.finish_registration(),
             Source::Journal => core.journal.finish_compaction(),
             Source::Process(key) => core.finish_process(key),
             Source::Exchange(key) => core.finish_exchange(key),
@@ -220,8 +232,9 @@ struct RequestHandler<'a>(&'a mut Core);
 
 impl Handler for RequestHandler<'_> {
     fn handle(&mut self, request: &Request) -> Reply {
-        Reply::Response(routes::execute(self.0, request))
+        routes::execute(self.0, request)
     }
 
+    /// A registration ends without its client: it cannot be stopped, and the next one waits for it.
     fn cancel(&mut self) {}
 }

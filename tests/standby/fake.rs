@@ -10,13 +10,17 @@
 //! | `hang-up` | fails after the connection of a client |
 //! | `end N` | runs for some milliseconds, then ends with status N |
 //! | `refuse` | rejects each suspend |
+//! | `hang` | accepts each suspend, and goes on |
+//! | `large` | uses 20 MiB of memory |
+//! | `shells end`, `shells refuse` | the shells end at once, or refuse their requests |
 //! | `late` | opens its API socket once the file `loaded` exists beside `behavior` |
 //! | `changed TEXT` | ends with status 119 if its arguments contain TEXT |
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process;
 use std::thread;
@@ -59,7 +63,35 @@ fn program() {
     run(&words);
 }
 
+/// Size of a process with the behavior `large` in bytes.
+pub const LARGE: usize = 20 << 20;
+
+/// Behaves as a shell with the socket `words[1]`.
+fn run_shell(words: &[&str], records: &Path, behavior: &str) {
+    let log = records.join("shells");
+    let mut log = File::options().create(true).append(true).open(log).unwrap();
+    writeln!(log, "{} {}", process::id(), words.join(" ")).unwrap();
+    if behavior == "shells end" {
+        process::exit(1);
+    }
+    let number = words[1].strip_prefix("fd:").unwrap().parse().unwrap();
+    // SAFETY: this process has inherited the descriptor, and nothing else uses it.
+    let mut stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(number) });
+    // The end of the supervisor closes the socket.
+    let length = stream.read(&mut [0; 4096]).unwrap_or(0);
+    if length > 0 {
+        stream.write_all(b"{\"refused\":\"not this one\"}\n").unwrap();
+        thread::sleep(Duration::from_secs(100));
+    }
+}
+
 fn run(words: &[&str]) {
+    if words[0] == "shell" {
+        let records = std::env::var(RECORDS).unwrap();
+        let records = Path::new(&records);
+        let behavior = fs::read_to_string(records.join("behavior")).unwrap_or_default();
+        return run_shell(words, records, &behavior);
+    }
     let id = value(words, "--id").unwrap();
     let records = std::env::var(RECORDS).unwrap();
     let records = Path::new(&records);
@@ -91,6 +123,11 @@ fn run(words: &[&str]) {
     }
     if behavior == "late" {
         scratch::wait_until("the snapshot is loaded", || records.join("loaded").exists());
+    }
+    let mut memory = Vec::new();
+    if behavior == "large" {
+        memory.resize(LARGE, 1_u8);
+        std::hint::black_box(&memory);
     }
     let listener = UnixListener::bind(value(words, "--api-sock").unwrap()).unwrap();
     if behavior == "hang-up" {
@@ -137,13 +174,13 @@ fn serve(listener: &UnixListener, suspend_to: Option<&str>, behavior: &str) {
         let mut request = [0; 1024];
         let length = stream.read(&mut request).unwrap();
         let request = String::from_utf8_lossy(&request[..length]);
-        if request.contains("Suspend") && behavior != "refuse" {
+        if request.contains("Suspend") && !matches!(behavior, "refuse" | "hang") {
             if let Some(directory) = suspend_to {
                 write_generation(Path::new(directory));
             }
             process::exit(SUSPENDED);
         }
-        let response = match request.starts_with("GET") {
+        let response = match request.starts_with("GET") || behavior == "hang" {
             true => "HTTP/1.1 200 \r\nContent-Length: 19\r\n\r\n{\"state\":\"Running\"}",
             false => "HTTP/1.1 400 \r\nContent-Length: 28\r\n\r\n{\"fault_message\":\"not today\"}",
         };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::chown;
 
 use crate::fake;
 pub use crate::supervisor::Supervisor;
@@ -24,6 +25,24 @@ impl Supervisor {
         let program = fake::install(&directory);
         let options = [options, &["--mayfly", &program]].concat();
         Self::launch(env!("CARGO_BIN_EXE_mayfly-standby").into(), directory, &options)
+    }
+
+    /// Restarts the supervisor as another user, which only root can.
+    pub fn restart_as(&mut self, user: u32) {
+        self.kill();
+        // Only its owner may connect to it, and find that it has no listener.
+        let _ = fs::remove_file(self.directory.path("sock"));
+        let root = self.directory.root();
+        let names = ["", "log", "mayfly", "snapshot", "state"].map(|name| root.join(name));
+        let deeper = ["run", "suspended", "journal", "lock"].map(|name| root.join("state").join(name));
+        let rest = fs::read_dir(root.join("snapshot"))
+            .unwrap()
+            .map(|file| file.unwrap().path());
+        for path in names.into_iter().chain(deeper).chain(rest) {
+            chown(path, Some(user), Some(user)).unwrap();
+        }
+        self.set_user(user);
+        self.restart();
     }
 
     /// Sets the behavior of the processes that start from now on.

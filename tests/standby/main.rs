@@ -7,6 +7,7 @@
 //! | `supervisor` | the process of a supervisor, and requests |
 //! | `states` | states and their reasons |
 //! | `frames` | wakes by frames |
+//! | `limits` | limits of time, processes and memory; shells that fail |
 //! | `killed` | supervisors that are killed at any time |
 //! | `many` | many registered instances |
 
@@ -16,6 +17,7 @@ mod fake;
 mod fixture;
 mod frames;
 mod killed;
+mod limits;
 mod many;
 mod states;
 mod supervisor;

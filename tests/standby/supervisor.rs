@@ -1,6 +1,7 @@
 //! The process of a supervisor, and requests to it. The tests with real instances use it, too.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -14,6 +15,8 @@ pub struct Supervisor {
     program: PathBuf,
     process: Option<Child>,
     options: Vec<String>,
+    /// User of the supervisor, if it is another one.
+    user: Option<u32>,
 }
 
 impl Supervisor {
@@ -24,9 +27,16 @@ impl Supervisor {
             program,
             process: None,
             options: options.iter().map(|option| (*option).to_owned()).collect(),
+            user: None,
         };
         supervisor.restart();
         supervisor
+    }
+
+    /// Starts the supervisor as `user` from now on, which only root can.
+    #[allow(dead_code, reason = "the tests with real instances do not use it")]
+    pub fn set_user(&mut self, user: u32) {
+        self.user = Some(user);
     }
 
     /// Starts a supervisor with the same state directory.
@@ -48,6 +58,9 @@ impl Supervisor {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         self.process = Some(command.spawn().unwrap());
         scratch::wait_until("the supervisor serves its API", || {
             self.try_request("GET", "/", None).is_some()

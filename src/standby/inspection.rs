@@ -1,0 +1,167 @@
+//! Inspection of the snapshot of a registration, on a thread: its file system may be slow, or never respond.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use vmm::ErrorChain;
+use vmm::config::VmConfig;
+use vmm::control;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Maximum number of threads whose file systems do not respond.
+const MAX_THREADS: usize = 8;
+
+/// Description of a snapshot, or the reason for its rejection.
+pub type Described = Result<VmConfig, String>;
+
+/// Threads that inspect snapshots, and their signal.
+#[derive(Debug)]
+pub struct Inspector {
+    /// Signalled at the end of an inspection.
+    signal: Arc<EventFd>,
+}
+
+/// An inspection in progress.
+#[derive(Debug)]
+pub struct Inspection {
+    result: Receiver<Described>,
+    deadline: Instant,
+}
+
+impl Inspector {
+    /// Prepares the signal.
+    ///
+    /// # Errors
+    /// Fails without descriptors.
+    pub fn new() -> io::Result<Self> {
+        let signal = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        Ok(Self { signal })
+    }
+
+    /// Returns the eventfd that is readable at the end of an inspection.
+    pub fn signal(&self) -> &EventFd {
+        &self.signal
+    }
+
+    /// Begins `inspect`, usually [`describe`], on a thread.
+    ///
+    /// # Errors
+    /// A text if there is no thread for it.
+    pub fn begin(
+        &self,
+        timeout: Duration,
+        inspect: impl FnOnce() -> Described + Send + 'static,
+    ) -> Result<Inspection, String> {
+        // One reference is that of this structure, each thread has another one.
+        let threads = Arc::strong_count(&self.signal) - 1;
+        if threads >= MAX_THREADS {
+            return Err(format!(
+                "cannot read the snapshot: the file systems of {threads} others do not respond; repair them first"
+            ));
+        }
+        let (sender, result) = mpsc::channel();
+        let signal = Arc::clone(&self.signal);
+        let spawned = thread::Builder::new().name("inspect".into()).spawn(move || {
+            // Without a receiver, the wait for it is over.
+            let _ = sender.send(inspect());
+            let _ = signal.write(1);
+        });
+        spawned.map_err(|error| format!("cannot start a thread that reads the snapshot: {error}"))?;
+        let deadline = Instant::now() + timeout;
+        Ok(Inspection { result, deadline })
+    }
+
+    /// Returns the result of `inspection` once it has ended or its time is over.
+    pub fn result(&self, inspection: &Inspection) -> Option<Described> {
+        // Before the result: a later signal reports a later end.
+        let _ = self.signal.read();
+        match inspection.result.try_recv() {
+            Ok(result) => Some(result),
+            Err(TryRecvError::Disconnected) => Some(Err("snapshot_path: cannot read the snapshot".into())),
+            Err(TryRecvError::Empty) => (Instant::now() >= inspection.deadline).then(|| {
+                Err(
+                    "snapshot_path: cannot read the snapshot: its file system does not respond in time"
+                        .into(),
+                )
+            }),
+        }
+    }
+}
+
+/// Describes the snapshot in `directory`, which must have a memory file.
+///
+/// # Errors
+/// A text with the reason.
+pub fn describe(directory: &Path) -> Described {
+    let current = directory.join("current");
+    let directory: &Path = if current.exists() { &current } else { directory };
+    let described = control::describe_snapshot(&directory.join("state"));
+    let (_, saved) = described.map_err(|error| format!("snapshot_path: {}", ErrorChain(&error)))?;
+    let memory = directory.join("memory");
+    if !memory.is_file() {
+        return Err(format!(
+            "snapshot_path: cannot find the file {}; name a complete snapshot",
+            memory.display()
+        ));
+    }
+    Ok(saved)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::{Inspector, MAX_THREADS};
+
+    #[test]
+    fn result_arrives_with_the_signal() {
+        let inspector = Inspector::new().unwrap();
+        let (go, wait) = mpsc::channel::<()>();
+        let inspect = move || {
+            let _ = wait.recv_timeout(scratch::TIMEOUT);
+            Err("no".into())
+        };
+        let inspection = inspector.begin(scratch::TIMEOUT, inspect).unwrap();
+        assert!(inspector.result(&inspection).is_none());
+        go.send(()).unwrap();
+        scratch::wait_until("the signal", || inspector.signal().read().is_ok());
+        assert_eq!(inspector.result(&inspection).unwrap().unwrap_err(), "no");
+    }
+
+    #[test]
+    fn stuck_inspections_end_and_are_limited() {
+        let inspector = Inspector::new().unwrap();
+        let mut stuck = Vec::new();
+        for _ in 0..MAX_THREADS {
+            let (go, wait) = mpsc::channel::<()>();
+            let inspect = move || {
+                let _ = wait.recv_timeout(scratch::TIMEOUT);
+                Err("late".into())
+            };
+            let inspection = inspector.begin(Duration::ZERO, inspect).unwrap();
+            let reason = inspector.result(&inspection).unwrap().unwrap_err();
+            assert!(reason.ends_with("does not respond in time"), "{reason}");
+            stuck.push(go);
+        }
+        let begin = || inspector.begin(scratch::TIMEOUT, || Err("no".into()));
+        assert!(begin().unwrap_err().contains("of 8 others do not respond"));
+        drop(stuck);
+        let mut next = None;
+        scratch::wait_until("a thread ends", || {
+            next = begin().ok();
+            next.is_some()
+        });
+        // Signals of the late ones are none of this one.
+        let mut result = None;
+        scratch::wait_until("the next one ends", || {
+            result = inspector.result(next.as_ref().unwrap());
+            result.is_some()
+        });
+        assert_eq!(result.unwrap().unwrap_err(), "no");
+    }
+}
