@@ -236,6 +236,18 @@ impl Core {
         }
     }
 
+    /// Removes the routes to instances whose processes have ended without a supervisor.
+    pub fn reclaim_taps(&mut self) {
+        for (id, member) in &mut self.networks.0 {
+            let Some(network) = &mut member.network else {
+                continue;
+            };
+            if let Err(error) = network.reclaim() {
+                log::error!("standby: network {id}: {}", ErrorChain(&error));
+            }
+        }
+    }
+
     /// Wakes the instances for which the TUN of a network has packets.
     pub fn read_network(&mut self, number: u32) {
         let member = self

@@ -66,6 +66,7 @@ impl Core {
             }
         }
         self.find_running()?;
+        self.reclaim_taps();
         self.remove_leftover();
         for key in all {
             self.fall_asleep(key);

@@ -16,6 +16,7 @@
 //! | [`tap`] | [`Sleeper`] |
 //! | [`table`] | addresses of a network |
 //! | [`route`] | routes and neighbors by netlink |
+//! | `stale` | routes that another process has left |
 //! | [`tun`] | [`Network`] |
 //! | `sys` | system calls |
 
@@ -24,6 +25,7 @@ pub mod frame;
 pub mod reply;
 pub mod route;
 pub mod rule;
+mod stale;
 mod sys;
 pub mod table;
 pub mod tap;

@@ -58,6 +58,10 @@ fn run(command: &str) -> String {
 }
 
 fn network(max_taps: usize) -> Network {
+    open_network(max_taps, false)
+}
+
+fn open_network(max_taps: usize, persistent: bool) -> Network {
     let gateways = ["10.64.0.1/10", "fd64::1/64"].map(|text| {
         let (address, prefix) = text.split_once('/').unwrap();
         (address.parse().unwrap(), prefix.parse().unwrap())
@@ -67,7 +71,7 @@ fn network(max_taps: usize) -> Network {
         gateways: gateways.into(),
         tap_prefix: "mf".into(),
         max_taps,
-        persistent: false,
+        persistent,
     };
     Network::open(setup).unwrap()
 }
@@ -401,6 +405,34 @@ fn adopted_instance_returns_its_tap() {
         assert_eq!(await_wakes(&mut new, &mut scratch)[0].instance, 5);
         let assigned = new.assign(address, &mut scratch).unwrap();
         assert_eq!(packets(&assigned.frames).len(), 1);
+    });
+}
+
+#[test]
+fn reclaimed_route_leads_to_the_sleeper() {
+    in_own_network(|| {
+        let mut scratch = Scratch::default();
+        let [kept, left] = ["10.64.0.5", "10.64.0.6"].map(ip);
+        let mut old = open_network(2, true);
+        let new_addresses = |network: &mut Network| {
+            for (number, address) in [(5, kept), (6, left)] {
+                network.register(address, number, MAC, WakeRule::Unicast).unwrap();
+            }
+        };
+        new_addresses(&mut old);
+        let running = old.assign(kept, &mut scratch).unwrap();
+        let ended = old.assign(left, &mut scratch).unwrap();
+        drop(old);
+        // The supervisor has ended, and then one of the instances.
+        drop(ended);
+        let mut new = open_network(2, true);
+        new_addresses(&mut new);
+        new.adopt(kept, &running.name).unwrap();
+        new.reclaim().unwrap();
+        send(kept, b"running");
+        assert_eq!(data(&await_frame(&running.tap, &mut scratch)), b"running");
+        send(left, b"asleep");
+        assert_eq!(await_wakes(&mut new, &mut scratch)[0].instance, 6);
     });
 }
 

@@ -27,6 +27,7 @@ use super::first_frames::{FirstFrames, ethernet_header};
 use super::frame::{Ethernet, Mac, Packet, VNET_HEADER};
 use super::route::{self, Change, Netlink};
 use super::rule::WakeRule;
+use super::stale;
 use super::sys;
 use super::table::Table;
 use super::tap::Scratch;
@@ -415,6 +416,40 @@ impl Network {
                 name: name.to_owned(),
                 index,
             });
+        }
+        Ok(())
+    }
+
+    /// Removes the host routes to taps that no adopted instance has: an earlier process has ended before their release. Their packets are
+    /// gone: the kernel keeps none for a tap that no process has open.
+    ///
+    /// # Errors
+    /// [`Error::System`] if the routes cannot be read, and [`Error::Route`] if one cannot be removed.
+    pub fn reclaim(&mut self) -> Result<(), Error> {
+        let routes = stale::host_routes().map_err(|source| Error::System {
+            operation: "read the routes",
+            source,
+        })?;
+        for (address, name) in routes {
+            let number = name.strip_prefix(&self.setup.tap_prefix);
+            let is_tap = number.is_some_and(|number| number.parse::<usize>().is_ok());
+            let slot = self.table.get(address).and_then(|entry| self.slot(entry.slot()?));
+            let is_adopted = slot
+                .and_then(|slot| slot.tap.as_ref())
+                .is_some_and(|tap| tap.name == name);
+            let Some(index) = sys::interface_index(&name).ok().filter(|_| is_tap && !is_adopted) else {
+                continue;
+            };
+            let changes = [
+                Change::DeleteRoute(address, index),
+                Change::DeleteNeighbor(address, index),
+            ];
+            let removed = self.netlink.apply(&changes);
+            removed.map_err(|source| Error::Route {
+                address,
+                name,
+                source,
+            })?;
         }
         Ok(())
     }
