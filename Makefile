@@ -24,7 +24,7 @@ ifeq ($(filter x86_64 aarch64,$(ARCH)),)
 $(error cannot build for $(ARCH): mayfly has no code for it; use x86_64 or aarch64)
 endif
 
-.PHONY: help guests build demo tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore tracking zero clones order clean
+.PHONY: help guests build demo tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore tracking zero cycles clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -184,6 +184,12 @@ tracking: build ## measure the cost of dirty page tracking while the guest runs;
 
 zero: build ## measure the wake of a suspended VM by a packet; needs root
 	@cargo bench --bench zero
+
+# The same tests run fewer cycles in `make test`.
+cycles: N = 10000
+cycles: KILLS = 200
+cycles: build ## suspend and wake guests N=10000 times with open connections, and kill VMs and supervisors KILLS=200 times; needs root
+	@MAYFLY=$(CURDIR)/dist/mayfly CYCLES=$(N) KILLS=$(KILLS) cargo test --test instances -- --nocapture --test-threads 2 cycles killed
 
 N ?= 1000
 clones: build ## load N=1000 VMs from one snapshot beside a floor; ADDRESSES=1: with addresses of their own, needs root

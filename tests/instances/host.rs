@@ -18,7 +18,7 @@ pub const GUEST: &str = "10.0.0.2";
 /// Number of pages of a guest that does not end.
 pub const MANY: u32 = 1_000_000_000;
 /// Port of the guest that echoes a datagram with its counters.
-const STATUS: u16 = 15;
+pub const STATUS: u16 = 15;
 /// Length of the payload of a datagram.
 const PAYLOAD: usize = 4;
 /// Bytes of the identity record in a response of [`STATUS`].
@@ -70,14 +70,17 @@ pub struct Served {
     pub pings: u32,
     pub datagrams: u32,
     pub pages: u32,
+    /// Requests of these numbers that were sent.
+    pub requests: u32,
 }
 
 /// Requests the numbers of the guest at `address`, and repeats the request until it responds.
 pub fn served(address: &str) -> Served {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    let mut buffer = [0; 256];
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let (mut buffer, mut requests) = ([0; 256], 0);
     let length = scratch::wait_for("a response of the guest", || {
+        requests += 1;
         socket.send_to(&[7; PAYLOAD], (address, STATUS)).ok()?;
         socket.recv(&mut buffer).ok()
     });
@@ -89,6 +92,7 @@ pub fn served(address: &str) -> Served {
         pings: numbers[0],
         datagrams: numbers[1],
         pages: numbers[2],
+        requests,
     }
 }
 

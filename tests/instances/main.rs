@@ -2,7 +2,10 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | `random` | pseudo-random numbers |
 //! | `host` | a network namespace with snapshots and a supervisor |
+//! | `cycles` | a connection that stays open over many suspends |
+//! | `killed` | VMs and supervisors that are killed at any moment |
 //! | `wake` | wakes by frames and requests, suspends |
 //! | `network` | instances of a shared network |
 //! | `shells` | wakes in shells |
@@ -11,13 +14,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
+mod cycles;
 mod ends;
 #[allow(dead_code, reason = "tests/local uses all of it")]
 #[path = "../local/guests.rs"]
 mod guests;
 mod host;
 mod jailed;
+mod killed;
 mod network;
+mod random;
 mod shells;
 #[allow(dead_code, reason = "tests/standby uses all of it")]
 #[path = "../standby/supervisor.rs"]
