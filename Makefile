@@ -24,12 +24,12 @@ ifeq ($(filter x86_64 aarch64,$(ARCH)),)
 $(error cannot build for $(ARCH): mayfly has no code for it; use x86_64 or aarch64)
 endif
 
-.PHONY: help guests build demo tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore tracking zero cycles clones order clean
+.PHONY: help guests build demo demo-zero tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore tracking zero cycles clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
 help: ## list the goals
-	@sed -nE 's/^([a-z0-9]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 cross:
 	@tests/hosts/setup.sh cross
@@ -71,6 +71,9 @@ endif
 
 demo: tools build ## boot a guest and explain its output; needs /dev/kvm
 	@dist/mayfly demo
+
+demo-zero: build ## wake three of N=1000 suspended functions by curl; needs root and /dev/kvm
+	@MAYFLY=$(CURDIR)/dist/mayfly cargo bench --quiet --profile dev --bench demo-zero
 
 tools:
 	@tests/hosts/setup.sh build
