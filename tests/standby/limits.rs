@@ -166,20 +166,13 @@ impl StuckFileSystem {
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         let (directory, options) = (CString::new(directory).unwrap(), CString::new(options).unwrap());
         let private = libc::MS_PRIVATE | libc::MS_REC;
-        // SAFETY: all pointers are null or to C strings that outlive the calls.
-        let results = unsafe {
-            [
-                libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), private, ptr::null()),
-                libc::mount(
-                    c"stuck".as_ptr(),
-                    directory.as_ptr(),
-                    c"fuse".as_ptr(),
-                    0,
-                    options.as_ptr().cast(),
-                ),
-            ]
-        };
-        (results == [0, 0]).then_some(Self {
+        // SAFETY: all pointers are null or to constant C strings.
+        let is_private =
+            unsafe { libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), private, ptr::null()) };
+        let (path, data) = (directory.as_ptr(), options.as_ptr().cast());
+        // SAFETY: all pointers are to C strings that outlive the call.
+        let is_mounted = unsafe { libc::mount(c"stuck".as_ptr(), path, c"fuse".as_ptr(), 0, data) };
+        (is_private == 0 && is_mounted == 0).then_some(Self {
             directory,
             _device: device,
         })
