@@ -25,6 +25,17 @@ pub struct Inspector {
     signal: Arc<EventFd>,
 }
 
+/// Registration of an instance, while its snapshot is read.
+#[derive(Debug)]
+pub struct Registration {
+    /// Identifier of the instance.
+    pub id: String,
+    /// Body of the request.
+    pub body: Vec<u8>,
+    /// Reading of the snapshot.
+    pub inspection: Inspection,
+}
+
 /// An inspection in progress.
 #[derive(Debug)]
 pub struct Inspection {

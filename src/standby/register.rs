@@ -6,7 +6,7 @@ use vmm::config::{DeviceConfig, DeviceKind, VmConfig};
 use super::cgroup;
 use super::config::{Config, OnCrash};
 use super::core::{Core, RUN, finish_removals, remove_snapshots};
-use super::inspection::{self, Described, Inspection};
+use super::inspection::{self, Described, Registration};
 use super::journal::Subject;
 use super::links::Links;
 use super::sys;
@@ -72,14 +72,6 @@ pub fn check_id(id: &str) -> Result<(), Rejection> {
             "cannot register {id:?}: an identifier has 1 to {MAX_ID} letters, digits and hyphens"
         ))),
     }
-}
-
-/// Registration of an instance, while its snapshot is read.
-#[derive(Debug)]
-pub struct Registration {
-    id: String,
-    body: Vec<u8>,
-    inspection: Inspection,
 }
 
 impl Core {
