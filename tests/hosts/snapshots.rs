@@ -31,7 +31,7 @@ const ONE_CYCLE: usize = MIXED_KINDS.len();
 /// Mostly diff snapshots: here they take a tenth of the time of a full snapshot.
 pub const MIXED_KINDS: &[&str] = &["Full", "Diff", "Diff", "Diff", "Diff"];
 /// Suspends in one scenario.
-const SUSPENDS: usize = 20;
+const SUSPENDS: usize = 5;
 /// Exit status of a process whose guest is suspended.
 const SUSPENDED: i32 = 123;
 /// Maximum apparent lead of the guest's clock in seconds, from the delay of its output.
