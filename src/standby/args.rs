@@ -1,6 +1,7 @@
 //! The arguments of `mayfly standby`.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use api::process::LoggerSettings;
@@ -43,6 +44,8 @@ Limit the instances:
                         may change (default: reject limits)
 
 Start the instances:
+      --tap-fd N        use the inherited descriptor N, an open tap, for the host_dev_name of its interface; may be
+                        repeated. Descriptors of systemd with the name tap are used, too
       --shells N        keep N processes with a VM ready for each shape in use, 0 to 1000 (default 0)
       --mayfly FILE     program of the instances (default: mayfly in the directory of this program)
       --jailer FILE     program of jailed instances (default: mayfly-jailer in the directory of this program)
@@ -88,6 +91,8 @@ pub struct Args {
     pub max_instances: u32,
     /// Directory of the cgroups of limited instances.
     pub cgroup: Option<PathBuf>,
+    /// Inherited descriptors of taps.
+    pub taps: Vec<RawFd>,
     /// Number of shells for each shape.
     pub shells: u32,
     /// Program of the instances.
@@ -182,9 +187,14 @@ impl Values {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut values = Values::default();
+    let mut taps = Vec::new();
     while let Some(argument) = parser.next().map_err(Error::Syntax)? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
+            Arg::Long("tap-fd") => {
+                let value = parser.value().map_err(Error::Syntax)?;
+                taps.push(parse_descriptor(&value.to_string_lossy())?);
+            }
             Arg::Long(name) => match OPTIONS.iter().position(|known| known[2..] == *name) {
                 Some(index) => {
                     let value = parser.value().map_err(Error::Syntax)?;
@@ -214,6 +224,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
             "a number from 1 to 4294967295",
         )?,
         cgroup: values.path("--cgroup"),
+        taps,
         shells: values.number("--shells", [0, MAX_SHELLS, 0], "a number from 0 to 1000")?,
         mayfly: values.path("--mayfly"),
         jailer: values.path("--jailer"),
@@ -223,6 +234,17 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, E
             ..LoggerSettings::default()
         },
     })))
+}
+
+/// Parses the number of an inherited descriptor, beside the standard ones.
+fn parse_descriptor(text: &str) -> Result<RawFd, Error> {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse().ok().filter(|number| is_plain && *number > 2);
+    number.ok_or_else(|| Error::Value {
+        option: "--tap-fd",
+        value: text.to_owned(),
+        expected: "the number of an inherited descriptor above 2",
+    })
 }
 
 /// Parses a size with an optional suffix K, M, G or T, powers of 1024.
@@ -298,6 +320,10 @@ mod tests {
             (
                 "--api-sock s --state-dir d --max-wakes +1",
                 "--max-wakes \"+1\": expected",
+            ),
+            (
+                "--api-sock s --state-dir d --tap-fd 2",
+                "--tap-fd \"2\": expected the number of an inherited",
             ),
             (
                 "--api-sock s --state-dir d --timeout 0",

@@ -21,6 +21,7 @@ use super::journal::{self, Journal, Record, Subject};
 use super::metrics::Counters;
 use super::net::tap::Scratch;
 use super::networks::Networks;
+use super::passed::PassedTaps;
 use super::procfs;
 use super::queue::WakeQueue;
 use super::registry::{Key, Origin, Registry, State};
@@ -194,6 +195,8 @@ pub struct Core {
     pub max_instances: usize,
     /// Directory of the cgroups of limited instances.
     pub cgroup: Option<PathBuf>,
+    /// Taps that this process has inherited.
+    pub passed: PassedTaps,
     /// Shared networks.
     pub networks: Networks,
     /// Number of the next network.
@@ -258,6 +261,7 @@ impl Core {
             registration: None,
             max_instances: args.max_instances as usize,
             cgroup,
+            passed: PassedTaps::default(),
             networks: Networks::default(),
             shells: Shells::new(args.shells),
             next_network: 0,

@@ -121,7 +121,7 @@ impl Core {
         }
         let opened = entry.parse().and_then(|config| match entry.links.is_open() {
             true => Ok(config),
-            false => Links::open(&config).map(|links| {
+            false => Links::open(&config, &self.passed).map(|links| {
                 entry.links = links;
                 config
             }),

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use super::config::{Config, Interface, Link, WakeOn};
 use super::net::tap::Scratch;
 use super::net::{Addresses, FirstFrames, Sleeper, WakeRule};
+use super::passed::PassedTaps;
 
 /// Tap of a pool, while the instance wakes or runs.
 #[derive(Debug)]
@@ -32,11 +33,11 @@ pub struct Links {
 }
 
 impl Links {
-    /// Opens the taps of an instance.
+    /// Opens the taps of an instance, those in `passed` by their descriptors.
     ///
     /// # Errors
     /// A text that names the tap that is missing or busy.
-    pub fn open(config: &Config) -> Result<Self, String> {
+    pub fn open(config: &Config, passed: &PassedTaps) -> Result<Self, String> {
         let mut sleepers = Vec::new();
         for interface in &config.interfaces {
             if let Link::Tap(name) = &interface.link {
@@ -44,7 +45,14 @@ impl Links {
                     mac: mac(interface),
                     ip: addresses(interface).collect(),
                 };
-                let opened = Sleeper::open(name, addresses, rule(&config.wake_on));
+                let rule = rule(&config.wake_on);
+                let opened = match passed.open(name).transpose() {
+                    Ok(None) => Sleeper::open(name, addresses, rule),
+                    Ok(Some(tap)) => Sleeper::from_descriptor(tap, addresses, rule),
+                    Err(error) => {
+                        return Err(format!("cannot duplicate the descriptor of tap {name}: {error}"));
+                    }
+                };
                 let sleeper = opened.map_err(|error| vmm::ErrorChain(&error).to_string())?;
                 sleepers.push((interface.id.as_str().into(), sleeper));
             }

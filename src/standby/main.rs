@@ -13,7 +13,7 @@
 //! | `end`, `recovery` | the end of a process; processes of an earlier supervisor |
 //! | `command`, `exchange` | command line of a process, requests to its API |
 //! | `net` | frames of suspended instances |
-//! | `links`, `cgroup` | interfaces and limits of an instance |
+//! | `links`, `passed`, `cgroup` | interfaces, inherited taps and limits of an instance |
 //! | `networks`, `attach` | shared networks, and their use by instances |
 //! | `shells`, `warm` | shells, and wakes in them |
 //! | `sys`, `procfs` | system calls; what the kernel reports about processes |
@@ -50,6 +50,7 @@ mod metrics;
 )]
 mod net;
 mod networks;
+mod passed;
 #[path = "../printable.rs"]
 #[allow(dead_code, reason = "mayfly uses the rest")]
 mod printable;

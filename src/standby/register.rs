@@ -139,7 +139,7 @@ impl Core {
             .map_err(Rejection::conflict)?;
         let joined = self.join_networks(key, &config);
         let opened = joined
-            .and_then(|()| Links::open(&config))
+            .and_then(|()| Links::open(&config, &self.passed))
             .map_err(Rejection::conflict)
             .and_then(|links| {
                 if let Some(entry) = self.registry.get_mut(key) {

@@ -14,6 +14,7 @@ use vmm_sys_util::epoll::EpollEvent;
 
 use super::args::Args;
 use super::core::{self, Core, Source, failed};
+use super::passed::{self, PassedTaps};
 use super::routes;
 use super::sys::{self, Slots};
 use crate::logging::ProcessLog;
@@ -49,6 +50,9 @@ pub enum Error {
     /// The state cannot be opened, or a system call failed.
     #[error(transparent)]
     Core(#[from] core::Error),
+    /// An inherited tap cannot be used.
+    #[error(transparent)]
+    Taps(#[from] passed::Error),
 }
 
 /// Supervises the instances until a signal. They go on afterwards.
@@ -56,6 +60,8 @@ pub enum Error {
 /// # Errors
 /// [`Error`]
 pub fn supervise(args: &Args) -> Result<(), Error> {
+    // Before others are opened, which could have their numbers.
+    let passed = take_taps(args)?;
     let slots = Slots::reserve().map_err(failed("reserve descriptors"))?;
     // Before any thread starts: threads inherit the mask.
     let signals = not_ignored(&SIGNALS);
@@ -65,6 +71,7 @@ pub fn supervise(args: &Args) -> Result<(), Error> {
     log.configure(&args.log).map_err(Error::Log)?;
     let socket = std::path::absolute(&args.socket).map_err(failed("find the API socket"))?;
     let mut core = Core::open(args, Some(slots))?;
+    core.passed = passed;
     core.settle().map_err(failed("find the running instances"))?;
     let signals = SignalFd::new(&signals).map_err(failed("create a signalfd"))?;
     // Last: a client that finds the socket does not wait for the journal. Each client can start programs with the rights of this user.
@@ -87,6 +94,16 @@ pub fn supervise(args: &Args) -> Result<(), Error> {
     };
     supervisor.prepare()?;
     supervisor.run()
+}
+
+/// Takes the taps of the arguments and those of systemd.
+fn take_taps(args: &Args) -> Result<PassedTaps, Error> {
+    let variables = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(|name| std::env::var(name).ok());
+    let [pid, count, names] = &variables;
+    let variables = [pid.as_deref(), count.as_deref(), names.as_deref()];
+    let mut numbers = args.taps.clone();
+    numbers.extend(passed::numbers_of_systemd(std::process::id(), variables));
+    Ok(PassedTaps::take(&numbers)?)
 }
 
 /// The supervisor.

@@ -199,6 +199,17 @@ fn check(result: c_int) -> io::Result<c_int> {
     }
 }
 
+/// Owns the inherited descriptor `number`, which nothing else in this process owns. Children do not inherit it any more.
+///
+/// # Errors
+/// Fails if it is not open.
+pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no pointer.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: the descriptor is open, and by contract nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Owns a descriptor that a call has returned.
 fn own(descriptor: RawFd) -> io::Result<OwnedFd> {
     check(descriptor)?;

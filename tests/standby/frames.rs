@@ -1,12 +1,17 @@
 //! Wakes by frames, in a network namespace of each test.
 
+use std::ffi::CString;
 use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
+use std::ptr;
 
+use devices::virtio::net::tap::Tap;
 use scratch::Requirement;
 use serde_json::{Value, json};
 
 use crate::fixture::Supervisor;
+use crate::limits::USER;
 
 /// Snapshot of a VM with the interface eth0.
 const STATE: &[u8] = include_bytes!("interface.state");
@@ -102,6 +107,85 @@ fn frame_at_a_tap_wakes_its_instance() {
         supervisor.metric("mayfly_standby_failures_total{cause=\"tap\"}"),
         1
     );
+}
+
+/// Makes /dev/net/tun accessible to all users, in a mount namespace of this thread. Returns false without the rights.
+fn share_tun(directory: &scratch::Directory) -> bool {
+    let node = CString::new(directory.text("tun")).unwrap();
+    let private = libc::MS_PRIVATE | libc::MS_REC;
+    let device = libc::makedev(10, 200);
+    // SAFETY: all pointers are null or to C strings that outlive the calls, which affect this thread and its children only.
+    unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), private, ptr::null()) == 0
+            && libc::mknod(node.as_ptr(), libc::S_IFCHR | 0o666, device) == 0
+            && libc::chmod(node.as_ptr(), 0o666) == 0
+            && libc::mount(
+                node.as_ptr(),
+                c"/dev/net/tun".as_ptr(),
+                ptr::null(),
+                libc::MS_BIND,
+                ptr::null(),
+            ) == 0
+    }
+}
+
+#[test]
+fn tap_of_the_user_needs_no_rights() {
+    if !enter_namespace() {
+        return;
+    }
+    let directory = scratch::Directory::new();
+    if !share_tun(&directory) {
+        return scratch::skip("a device node", "run it as root");
+    }
+    let output = scratch::run(Command::new("ip").args(["link", "delete", "tap0"]));
+    assert!(output.status.success());
+    for line in [
+        format!("tuntap add tap0 mode tap user {USER}"),
+        "addr add 10.0.0.1/24 dev tap0".into(),
+        "link set tap0 up".into(),
+        "tuntap add tap1 mode tap user 1".into(),
+    ] {
+        let output = scratch::run(Command::new("ip").args(line.split(' ')));
+        assert!(output.status.success(), "ip {line}: {output:?}");
+    }
+    let mut supervisor = Supervisor::start_with(STATE, &[]);
+    supervisor.restart_as(USER);
+    let other = supervisor.body(interface(json!({"host_dev_name": "tap1", "ip": "10.0.0.3"})));
+    let reason = supervisor.expect_rejection(409, "PUT", "/instances/other", Some(&other));
+    assert!(reason.contains("tap1"), "{reason}");
+    supervisor.register(
+        "web",
+        interface(json!({"host_dev_name": "tap0", "ip": "10.0.0.2"})),
+    );
+    wake(&supervisor, "web", "10.0.0.2");
+}
+
+#[test]
+fn inherited_tap_needs_no_rights() {
+    // SAFETY: the call takes no pointer.
+    if unsafe { libc::geteuid() } != 0 {
+        return scratch::skip("another user", "run it as root");
+    }
+    if !enter_namespace() {
+        return;
+    }
+    let tap = Tap::open("tap0").unwrap();
+    // SAFETY: the call takes no pointer. Children inherit the copy, which stays open until the end of the tests.
+    let number = unsafe { libc::dup(tap.as_fd().as_raw_fd()) };
+    drop(tap);
+    let mut supervisor = Supervisor::start_with(STATE, &["--tap-fd", &number.to_string()]);
+    supervisor.restart_as(USER);
+    supervisor.register(
+        "web",
+        interface(json!({"host_dev_name": "tap0", "ip": "10.0.0.2"})),
+    );
+    wake(&supervisor, "web", "10.0.0.2");
+    // The next supervisor inherits it, too.
+    supervisor.kill();
+    supervisor.restart();
+    supervisor.await_state("web", "running");
 }
 
 #[test]

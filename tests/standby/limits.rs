@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::fixture::Supervisor;
 
 /// User of a supervisor that is not root. No other process has it.
-const USER: u32 = 54_321;
+pub const USER: u32 = 54_321;
 
 fn failures(supervisor: &Supervisor, cause: &str) -> u64 {
     supervisor.metric(&format!("mayfly_standby_failures_total{{cause=\"{cause}\"}}"))
