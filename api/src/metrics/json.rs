@@ -207,6 +207,7 @@ impl Serialize for Own<'_> {
             unclaimed_addresses: metrics.unclaimed_memory,
         };
         map.serialize_entry("vmm", &vmm)?;
+        map.serialize_entry("scale_to_zero", &metrics.scale_to_zero)?;
         map.end()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use vmm::control::{
     BlockMetrics, DeviceCounters, DeviceMetrics, InputMetrics, Latency, NetMetrics, OperationTimes,
-    SerialMetrics, StartPhase, TransportMetrics, VcpuMetrics, VmMetrics,
+    ScaleToZeroMetrics, SerialMetrics, StartPhase, TransportMetrics, VcpuMetrics, VmMetrics,
 };
 
 use super::ProcessMetrics;
@@ -174,6 +174,14 @@ pub(super) fn full() -> VmMetrics {
     (metrics.unclaimed_io, metrics.unclaimed_memory) = (number(), number());
     (metrics.memory, metrics.memory_touched) = (number(), number());
     metrics.resident = Some(number());
+    metrics.scale_to_zero = ScaleToZeroMetrics {
+        suspends: number(),
+        cancels: number(),
+        failures: number(),
+        polling: number(),
+        // Prometheus does not have it: the process ends after the suspend.
+        suspend_us: 0,
+    };
     metrics
 }
 
