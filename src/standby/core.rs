@@ -517,7 +517,24 @@ fn remove(directory: PathBuf) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Key, Source};
+    use std::fs;
+
+    use super::{Key, Source, remove_snapshots};
+
+    #[test]
+    fn directory_of_removed_snapshots_is_free_at_once() {
+        let directory = scratch::Directory::new();
+        // Left by a supervisor that was killed.
+        fs::create_dir(directory.path("web.removed-0")).unwrap();
+        fs::create_dir(directory.path("web")).unwrap();
+        directory.write("web/state", "");
+        remove_snapshots(&directory.path("web"));
+        assert!(!directory.path("web").exists());
+        scratch::wait_until("the snapshots are removed", || {
+            directory.names() == ["web.removed-0"]
+        });
+        remove_snapshots(&directory.path("missing"));
+    }
 
     #[test]
     fn sources_survive_the_data_of_an_event() {
