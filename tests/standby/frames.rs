@@ -1,8 +1,10 @@
 //! Wakes by frames, in a network namespace of each test.
 
 use std::ffi::CString;
+use std::fs::{self, Permissions};
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::ptr;
 
@@ -114,20 +116,23 @@ fn share_tun(directory: &scratch::Directory) -> bool {
     let node = CString::new(directory.text("tun")).unwrap();
     let private = libc::MS_PRIVATE | libc::MS_REC;
     let device = libc::makedev(10, 200);
-    // SAFETY: all pointers are null or to C strings that outlive the calls, which affect this thread and its children only.
-    unsafe {
-        libc::unshare(libc::CLONE_NEWNS) == 0
-            && libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), private, ptr::null()) == 0
-            && libc::mknod(node.as_ptr(), libc::S_IFCHR | 0o666, device) == 0
-            && libc::chmod(node.as_ptr(), 0o666) == 0
-            && libc::mount(
-                node.as_ptr(),
-                c"/dev/net/tun".as_ptr(),
-                ptr::null(),
-                libc::MS_BIND,
-                ptr::null(),
-            ) == 0
+    // SAFETY: the call takes no pointer, and affects this thread and its children only.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+        return false;
     }
+    // SAFETY: all pointers are null or to a constant C string.
+    let is_private = unsafe { libc::mount(ptr::null(), c"/".as_ptr(), ptr::null(), private, ptr::null()) };
+    // SAFETY: the pointer is to a C string that outlives the call.
+    let is_made = unsafe { libc::mknod(node.as_ptr(), libc::S_IFCHR | 0o666, device) };
+    if is_private != 0 || is_made != 0 {
+        return false;
+    }
+    // The umask has restricted the mode.
+    fs::set_permissions(directory.path("tun"), Permissions::from_mode(0o666)).unwrap();
+    let (from, to) = (node.as_ptr(), c"/dev/net/tun".as_ptr());
+    // SAFETY: the pointers are null or to C strings that outlive the call.
+    let is_bound = unsafe { libc::mount(from, to, ptr::null(), libc::MS_BIND, ptr::null()) };
+    is_bound == 0
 }
 
 #[test]
