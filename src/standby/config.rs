@@ -355,6 +355,14 @@ impl Config {
         Ok((config, Value::Object(object).to_string()))
     }
 
+    /// Parses the compact form.
+    ///
+    /// # Errors
+    /// A text that names the invalid key.
+    pub fn parse_compact(text: &str) -> Result<Self, String> {
+        Self::from_object(&INSTANCE.parse(text.as_bytes())?)
+    }
+
     /// Converts from a value of the journal, and returns its compact form too.
     ///
     /// # Errors

@@ -116,7 +116,8 @@ impl Core {
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
-        if entry.state != State::Suspended || !entry.has_links {
+        // Networks read for the others.
+        if entry.state != State::Suspended || !entry.has_taps {
             return;
         }
         let opened = entry.parse().and_then(|config| match entry.links.is_open() {

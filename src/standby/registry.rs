@@ -89,6 +89,8 @@ pub struct Entry {
     pub has_failure: bool,
     /// It has interfaces.
     pub has_links: bool,
+    /// It has taps of its own.
+    pub has_taps: bool,
     /// Its interfaces on the host.
     pub links: Links,
     /// Wake and process; none while it is suspended or failed.
@@ -108,7 +110,7 @@ impl Entry {
     /// # Errors
     /// Fails for a configuration of another version of the program.
     pub fn parse(&self) -> Result<Config, String> {
-        Config::parse(self.config.as_bytes()).map(|(config, _)| config)
+        Config::parse_compact(&self.config)
     }
 }
 
@@ -167,6 +169,10 @@ impl Registry {
             origin: Origin::Latest,
             has_failure: false,
             has_links: !config.interfaces.is_empty(),
+            has_taps: config
+                .interfaces
+                .iter()
+                .any(|interface| matches!(interface.link, Link::Tap(_))),
             links: Links::default(),
             live: None,
         });

@@ -89,24 +89,27 @@ impl Schema {
         let Value::Object(mut object) = value else {
             return Err("cannot use the body: it is no JSON object".into());
         };
-        self.check(&mut object, "")?;
+        self.check(&mut object)?;
         Ok(object)
     }
 
-    /// Checks `object` at `path`, and removes null values.
-    fn check(&self, object: &mut Map<String, Value>, path: &str) -> Result<(), String> {
+    /// Checks `object`, and removes null values. The error starts with the path of the key, which only an error composes.
+    fn check(&self, object: &mut Map<String, Value>) -> Result<(), String> {
         object.retain(|_, value| !value.is_null());
         if let Some(key) = object
             .keys()
             .find(|key| !self.fields.iter().any(|field| field.name == key.as_str()))
         {
-            return Err(format!("{path}{key}: the key is unknown; remove it"));
+            return Err(format!("{key}: the key is unknown; remove it"));
         }
         for field in self.fields {
-            let path = format!("{path}{}", field.name);
-            match object.get_mut(field.name) {
-                Some(value) => field.kind.check(value, &path)?,
-                None if field.required => return Err(format!("{path}: the key is missing; add it")),
+            let name = field.name;
+            match object.get_mut(name) {
+                Some(value) => field
+                    .kind
+                    .check(value)
+                    .map_err(|error| format!("{name}{error}"))?,
+                None if field.required => return Err(format!("{name}: the key is missing; add it")),
                 None => {}
             }
         }
@@ -115,7 +118,8 @@ impl Schema {
 }
 
 impl Kind {
-    fn check(self, value: &mut Value, path: &str) -> Result<(), String> {
+    /// Checks `value`. The error starts with the path below it.
+    fn check(self, value: &mut Value) -> Result<(), String> {
         let is_valid = match (self, &*value) {
             (Self::Text(max), Value::String(text)) => is_text(text, max),
             (Self::Path, Value::String(text)) => is_text(text, MAX_PATH) && text.starts_with('/'),
@@ -131,18 +135,20 @@ impl Kind {
             _ => false,
         };
         if !is_valid {
-            return Err(format!("{path}: expected {}", self.describe()));
+            return Err(format!(": expected {}", self.describe()));
         }
         match (self, value) {
-            (Self::Object(schema), Value::Object(object)) => schema.check(object, &format!("{path}.")),
+            (Self::Object(schema), Value::Object(object)) => {
+                schema.check(object).map_err(|error| format!(".{error}"))
+            }
             (kind, Value::Array(list)) => {
+                let kind = match kind {
+                    Self::Objects(schema, _) => Self::Object(schema),
+                    Self::Integers(min, max, _) => Self::Integer(min, max),
+                    _ => Self::Text(MAX_PATH),
+                };
                 for (index, item) in list.iter_mut().enumerate() {
-                    let path = format!("{path}[{index}]");
-                    match kind {
-                        Self::Objects(schema, _) => Self::Object(schema).check(item, &path)?,
-                        Self::Integers(min, max, _) => Self::Integer(min, max).check(item, &path)?,
-                        _ => Self::Text(MAX_PATH).check(item, &path)?,
-                    }
+                    kind.check(item).map_err(|error| format!("[{index}]{error}"))?;
                 }
                 Ok(())
             }
