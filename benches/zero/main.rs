@@ -25,6 +25,7 @@ mod net;
 #[path = "../control/process.rs"]
 #[allow(dead_code, reason = "the benchmark of the API socket uses all of it")]
 mod process;
+mod registered;
 #[path = "../restore/shell.rs"]
 #[allow(dead_code, reason = "make restore uses all of it")]
 mod shell;
@@ -35,6 +36,7 @@ mod wake;
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -50,6 +52,12 @@ const REGISTERED: [u32; 3] = [1, 100, 10_000];
 const GOAL: f64 = 1.3;
 /// Limit of the median with most instances, as a ratio to that with one.
 const FLAT: f64 = 1.2;
+/// Limit of the median time of a restart with [`registered::COUNT`] instances, in microseconds.
+const MAX_RESTART: f64 = 2e6;
+/// Limit of the memory of a registered instance in bytes.
+const MAX_BYTES: u64 = 2048;
+/// Number of restarts.
+const RESTARTS: usize = 5;
 /// Time between the preparation of a process and its use.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -147,6 +155,21 @@ fn measure(fixture: &Fixture, rounds: usize) -> io::Result<bool> {
         let mut times = collect(rounds, |round| sleepers.wake(Form::None, round))?;
         let name = format!("packet to tap and first frames, {count} registered");
         print(&name, &mut times, None);
+    }
+    Ok(restart(fixture, &snapshot)? && reached)
+}
+
+/// Prints the row of the restarts. Returns true if its goals are reached.
+fn restart(fixture: &Fixture, snapshot: &Path) -> io::Result<bool> {
+    let measured = registered::measure(fixture, snapshot, RESTARTS)?;
+    let (mut times, bytes) = (Times(measured.times), measured.bytes);
+    let name = format!("restart of the supervisor, {} registered", registered::COUNT);
+    print(&name, &mut times, None);
+    print("its processor time", &mut Times(measured.processor), None);
+    println!("{:<52} {bytes:>9} bytes", "memory of each in the supervisor");
+    let reached = times.percentile(50) <= MAX_RESTART && bytes <= MAX_BYTES;
+    if !reached {
+        println!("missed goal: {name}: at most {MAX_RESTART} us, and {MAX_BYTES} bytes each");
     }
     Ok(reached)
 }
