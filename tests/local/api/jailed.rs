@@ -226,11 +226,12 @@ fn kata_starts_jailed_daemon() {
         scratch::wait_until("the start of the guest", || {
             client.request("GET", "/", "").json()["state"] == "Running"
         });
-        // kata looks for vCPU threads by name, to move them into a cgroup.
-        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let names: Vec<_> = threads
-            .map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap())
-            .collect();
-        assert!(names.contains(&"fc_vcpu 0\n".to_owned()), "{names:?}");
+        // kata looks for vCPU threads by name, to move them into a cgroup. A thread names itself as soon as it runs.
+        scratch::wait_until("the name of the vCPU thread", || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            let mut names =
+                threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap());
+            names.any(|name| name == "fc_vcpu 0\n")
+        });
     });
 }
