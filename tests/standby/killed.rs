@@ -98,15 +98,28 @@ fn instances_go_on_after_the_supervisor() {
     );
 }
 
+/// Waits until a process has ended, also for its kernel: a supervisor that finds it before learns its status.
+fn await_end(pid: i32) {
+    scratch::wait_until("the process ends", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.map_or(true, |line| line.contains(") Z "))
+    });
+}
+
+/// Returns the process ID of a running instance.
+fn pid(supervisor: &Supervisor, id: &str) -> i32 {
+    i32::try_from(supervisor.get(id)["pid"].as_i64().unwrap()).unwrap()
+}
+
 /// Wakes `id`, and kills its process while no supervisor runs.
 fn crash_unsupervised(supervisor: &mut Supervisor, id: &str) {
     supervisor.set(id, "wake");
     supervisor.await_state(id, "running");
-    let pid = i32::try_from(supervisor.get(id)["pid"].as_i64().unwrap()).unwrap();
+    let pid = pid(supervisor, id);
     supervisor.kill();
     // SAFETY: the call takes no pointer.
     unsafe { libc::kill(pid, libc::SIGKILL) };
-    scratch::wait_until("the process ends", || !supervisor.is_alive(id));
+    await_end(pid);
     supervisor.restart();
 }
 
@@ -131,10 +144,11 @@ fn end_between_supervisors_is_decided_by_the_generation() {
     supervisor.set("fail", "wake");
     supervisor.await_state("fail", "running");
     let socket = supervisor.directory.path("state/run/fail.sock");
+    let pid = pid(&supervisor, "fail");
     supervisor.kill();
     let client = api::client::Client::new(socket, std::time::Duration::from_secs(10));
     let _ = client.request("PATCH", "/scale-to-zero", Some(b"{\"action\":\"Suspend\"}"));
-    scratch::wait_until("the process ends", || !supervisor.is_alive("fail"));
+    await_end(pid);
     supervisor.restart();
     let found = supervisor.await_state("fail", "suspended");
     assert!(found.contains("does not report its exit status"), "{found}");
