@@ -26,9 +26,16 @@ const MAX_REASON: u64 = 1024;
 impl Core {
     /// Handles the end of a process.
     pub fn finish_process(&mut self, key: Key) {
+        // Events come in any order: a shell that has ended may have refused its request, and a process then takes its place.
+        self.finish_request(key);
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
+        let running = entry.live.as_ref().and_then(|live| live.running.as_ref());
+        if running.is_some_and(|running| !sys::has_ended(running.process.as_fd())) {
+            // The event was that of the shell.
+            return;
+        }
         let Some(live) = entry.live.take() else { return };
         let (mut state, id) = (entry.state, entry.id.clone());
         if live.found.is_some() && state == State::Waking {

@@ -145,6 +145,17 @@ pub fn reap(process: BorrowedFd<'_>) -> Exit {
     }
 }
 
+/// Returns true if a process has ended.
+pub fn has_ended(process: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd {
+        fd: process.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: the kernel reads and writes `poll`.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+}
+
 /// Waits for the end of a child, and removes it from the process table.
 pub fn await_end(process: BorrowedFd<'_>) {
     let mut poll = libc::pollfd {
