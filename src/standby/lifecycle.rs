@@ -494,10 +494,8 @@ impl Core {
         let Some(result) = exchange.receive() else { return };
         let purpose = exchange.purpose;
         live.exchange = None;
-        // Without a response, the process has ended before its guest runs; else it is asked again. A process that takes the place of a
-        // shell is asked, too.
+        // Without a response, the process has ended before its guest runs; else it is asked again.
         if purpose == Purpose::Ready && matches!(&result, Err(reason) if reason == CLOSED) {
-            self.ungreeted.insert(key);
             return;
         }
         live.deadline = None;
