@@ -31,7 +31,8 @@ impl Core {
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
-        let running = entry.live.as_ref().and_then(|live| live.running.as_ref());
+        let own = entry.live.as_ref().filter(|live| live.found.is_none());
+        let running = own.and_then(|live| live.running.as_ref());
         if running.is_some_and(|running| !sys::has_ended(running.process.as_fd())) {
             // The event was that of the shell.
             return;

@@ -100,14 +100,17 @@ fn run(words: &[&str]) {
     let mut log = File::options().create(true).append(true).open(log).unwrap();
     let alive = File::create(records.join(format!("alive-{id}"))).unwrap();
     if alive.try_lock().is_err() {
-        writeln!(log, "TWICE {id} {}", process::id()).unwrap();
+        log.write_all(format!("TWICE {id} {}\n", process::id()).as_bytes())
+            .unwrap();
     }
     // Length of the first frames in bytes.
     let frames = value(words, "--first-frames").map_or(0, |frames| {
         let (_, number) = frames.split_once('=').unwrap();
         fs::read(format!("/proc/self/fd/{number}")).unwrap().len()
     });
-    writeln!(log, "{id} {} {} frames={frames}", process::id(), words.join(" ")).unwrap();
+    // By one write: other processes append lines at the same time.
+    let line = format!("{id} {} {} frames={frames}\n", process::id(), words.join(" "));
+    log.write_all(line.as_bytes()).unwrap();
     if behavior == "fail" {
         eprintln!("mayfly: an earlier line\nmayfly: cannot use the snapshot: it is of another host");
         process::exit(1);
