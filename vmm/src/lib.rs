@@ -24,8 +24,8 @@
 //! The attached devices of a machine are one list. A new kind of device adds a row to each of these tables:
 //!
 //! 1. `device_kinds!` in `vmm/src/config/device.rs`: configuration, update, backend and name.
-//! 2. `vmm/src/machine/attachments.rs`: an arm of `open`, implementations of `Attachable` and `Recorder`, and a variant of
-//!    `DeviceCounters`.
+//! 2. `vmm/src/machine`: an arm of `open` in `attachments.rs`, an implementation of `Attachable` in `attachable.rs`, and in `recorder.rs`
+//!    an implementation of `Recorder` and a variant of `DeviceCounters`.
 //! 3. `ROUTES` in `api/src/routes/mod.rs`, which the API, its specification and the configuration file share.
 //!
 //! Section "A virtio device" of `docs/architecture.md` lists all other places.

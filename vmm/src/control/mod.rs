@@ -633,7 +633,7 @@ impl Control {
         let metrics = VmMetrics::collect(self.vm(), &self.timeline, &self.residency);
         VmMetrics {
             operations: self.times,
-            scale_to_zero: self.scale_to_zero.metrics(),
+            scale_to_zero: self.scale_to_zero.metrics,
             ..metrics
         }
     }

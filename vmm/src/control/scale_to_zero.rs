@@ -248,11 +248,6 @@ pub(super) enum Target {
 }
 
 impl ScaleToZero {
-    /// Returns the counters.
-    pub fn metrics(&self) -> ScaleToZeroMetrics {
-        self.metrics
-    }
-
     pub fn target(&self) -> Option<Target> {
         match (&self.config.files, &self.directory) {
             (Some(files), _) => Some(Target::Files(files.clone())),

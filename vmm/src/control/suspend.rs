@@ -102,9 +102,7 @@ impl Control {
         }
         let core = vm.core().clone();
         if !core.machine().has_io_thread() && core.pause_quickly().is_ok() {
-            self.finish_pause(Ok(()), start)
-                .map_err(|_| ScaleToZeroError::BeforeStart)?;
-            return self.save_suspended(target, start);
+            return self.continue_suspend(Ok(()), target, start);
         }
         let begun = self.begin(move |_| {
             let paused = core.pause();

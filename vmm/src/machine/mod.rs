@@ -6,6 +6,7 @@
 //! that waits for its configuration makes a part of this in advance, see [`PreparedVm`].
 
 mod activity;
+mod attachable;
 mod attachments;
 mod bounded;
 mod claim;
@@ -45,12 +46,10 @@ use crate::memory::{bus_error, page_size, uffd::FaultHandler};
 use crate::timeline::{Lane, Timeline};
 use crate::vcpu::{ExitCounters, StartContext, StopReason, ThreadSet, VcpuShared, VcpuThread};
 
+pub use attachable::{Error as DeviceError, UpdateError};
 use attachments::AttachTarget;
 pub(crate) use attachments::AttachedDevice;
-pub use attachments::{
-    Error as DeviceError, OpenDevice, UpdateError, open as open_device,
-    open_all_unlocked as open_unlocked_devices,
-};
+pub use attachments::{OpenDevice, open as open_device, open_all_unlocked as open_unlocked_devices};
 use claim::Claim;
 pub use io_thread::ThreadWait;
 use io_thread::{IoThread, PAGE_TIMEOUT};
@@ -77,7 +76,7 @@ pub enum Error {
     Pause(#[source] ThreadWait),
     /// The host side of a device cannot be locked.
     #[error("cannot resume the VM, which stays paused")]
-    Resume(#[source] attachments::Error),
+    Resume(#[source] DeviceError),
     /// A part that KVM provides cannot be created.
     #[error(transparent)]
     Parts(parts::Error),
