@@ -167,6 +167,7 @@ const UNSAFE: &[&str] = &[
     "vmm/src/kvm/statistics.rs",
     "vmm/src/machine/passed_files.rs",
     "vmm/src/memory/",
+    "vmm/src/persistence/generations.rs",
     "vmm/src/vcpu/pre_entry.rs",
 ];
 

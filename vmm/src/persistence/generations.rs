@@ -13,6 +13,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
@@ -193,7 +194,7 @@ fn open_files(generation: &Path, links: Links) -> Result<GenerationFiles, Error>
 pub struct SuspendDirectory {
     path: PathBuf,
     /// Locked: no other VM suspends there, and the removal of the older generation concerns no other VM.
-    _lock: File,
+    lock: File,
     /// Number of the current generation, 0 for none.
     current: u64,
 }
@@ -220,17 +221,10 @@ impl SuspendDirectory {
             Err(fs::TryLockError::WouldBlock) => return Err(Error::InUse(path)),
         }
         let current = current_number(&path)?.unwrap_or(0);
-        let directory = Self {
-            path,
-            _lock: lock,
-            current,
-        };
+        let directory = Self { path, lock, current };
         directory.remove_others(current).map_err(failed)?;
-        // The check of the rights that a suspend needs, which is then too late to refuse.
-        let probe = directory.next_path();
-        create_directory(&probe)
-            .and_then(|()| fs::remove_dir(&probe))
-            .map_err(failed)?;
+        // A suspend is too late to refuse it.
+        check_writable(&directory.lock).map_err(failed)?;
         Ok(directory)
     }
 
@@ -283,6 +277,16 @@ fn remove_generation(path: &Path) -> io::Result<()> {
         fs::remove_file(entry?.path())?;
     }
     fs::remove_dir(path)
+}
+
+/// Checks that this process may create files in `directory`. Changes nothing: a start would wait for the journal of the file system.
+fn check_writable(directory: &File) -> io::Result<()> {
+    let rights = libc::W_OK | libc::X_OK;
+    // SAFETY: the descriptor is open, and the pointer is to a constant C string.
+    match unsafe { libc::faccessat(directory.as_raw_fd(), c".".as_ptr(), rights, libc::AT_EACCESS) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Creates a directory that only its owner can use: it holds guest memory.
@@ -348,10 +352,10 @@ impl Drop for PendingGeneration<'_> {
 mod tests {
     use std::fs;
     use std::io::Read;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
     use std::path::Path;
 
-    use scratch::Directory;
+    use scratch::{Directory, Requirement};
     use snapshot::file::Links;
 
     use super::{Error, SuspendDirectory, number_of, open_current, resolve_generation};
@@ -467,5 +471,29 @@ mod tests {
         symlink("gen-1", scratch.path("current")).unwrap();
         let error = open_current(&scratch.path(""), Links::Follow).unwrap_err();
         assert!(matches!(error, Error::Open { .. }), "{error}");
+    }
+
+    #[test]
+    fn directory_of_another_user_is_refused() {
+        if !scratch::require(Requirement::Root) {
+            return;
+        }
+        let scratch = Directory::new();
+        fs::set_permissions(scratch.root(), fs::Permissions::from_mode(0o755)).unwrap();
+        let opened = std::thread::spawn({
+            let path = scratch.root().to_owned();
+            move || {
+                // SAFETY: the call takes no pointer, and affects this thread alone.
+                let result = unsafe { libc::syscall(libc::SYS_setresuid, 0, 65534, 0) };
+                assert_eq!(result, 0);
+                SuspendDirectory::open(&path).map(drop)
+            }
+        });
+        match scratch::join(opened) {
+            Err(Error::Directory { source, .. }) => {
+                assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
