@@ -1,7 +1,7 @@
 //! Network interfaces on taps and on Unix sockets. Each test with a tap has its own network namespace, which requires root.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
@@ -66,8 +66,8 @@ pub fn create_host_tap() {
     fs::write("/proc/sys/net/ipv4/neigh/tap0/mcast_solicit", "60").unwrap();
 }
 
-/// Gives the address 10.0.0.2 on `tap0` the MAC address of the guest, for a guest without ARP. The `ip` of busybox cannot.
-pub fn add_guest_neighbor() {
+/// Gives `address` on `tap0` the MAC address `mac`, for a guest without ARP. The `ip` of busybox cannot.
+pub fn add_neighbor(address: &str, mac: [u8; 6]) {
     /// `ATF_COM` and `ATF_PERM` of linux/if_arp.h.
     const COMPLETE_PERMANENT: libc::c_int = 6;
     let family = |family: libc::c_int| libc::sa_family_t::try_from(family).unwrap();
@@ -80,9 +80,10 @@ pub fn add_guest_neighbor() {
     let mut request: libc::arpreq = unsafe { mem::zeroed() };
     request.arp_pa.sa_family = family(libc::AF_INET);
     // After the port.
-    fill(&mut request.arp_pa.sa_data[2..], &[10, 0, 0, 2]);
+    let address: Ipv4Addr = address.parse().unwrap();
+    fill(&mut request.arp_pa.sa_data[2..], &address.octets());
     request.arp_ha.sa_family = libc::ARPHRD_ETHER;
-    fill(&mut request.arp_ha.sa_data, &[2, 0, 0, 0, 0, 7]);
+    fill(&mut request.arp_ha.sa_data, &mac);
     request.arp_flags = COMPLETE_PERMANENT;
     fill(&mut request.arp_dev, b"tap0");
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();

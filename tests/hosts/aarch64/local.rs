@@ -125,6 +125,7 @@ cores! {
         "rejected::load_into_configured_vm_is_rejected"
     ];
     core_of_api_status => "api::status" [
+        "paused_guest_has_registers"
         "status_before_start_is_empty"
         "drive_with_driver_has_features"
     ];
@@ -136,6 +137,7 @@ cores! {
     ];
     core_of_api_uffd => "api::uffd" [
         "guest_continues_with_fault_handler"
+        "snapshot_with_fault_handler_loads_without_it"
         "unreachable_handler_ends_mayfly"
     ];
 }

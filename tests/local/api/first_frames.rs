@@ -10,7 +10,7 @@ use super::addresses::create_net_snapshot;
 use super::served::{ApiProcess, Directory};
 use crate::guest::{Running, TIMEOUT};
 use crate::guests::program;
-use crate::network::{attach_tap, in_own_network, ping, run_command};
+use crate::network::{add_neighbor, attach_tap, in_own_network, ping, run_command};
 
 /// Port of the guest that echoes, see `resources/guests/udp.c`.
 const ECHO: u16 = 7;
@@ -60,9 +60,7 @@ impl Sleeper {
         run_command("ip addr add 10.0.7.254/16 dev tap0");
         run_command("ip addr add 10.0.0.254/24 dev tap0");
         run_command("ip link set tap0 up");
-        run_command(&format!(
-            "ip neigh replace {ip} lladdr 02:00:00:00:00:01 dev tap0"
-        ));
+        add_neighbor(ip, [2, 0, 0, 0, 0, 1]);
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         socket.connect((ip, ECHO)).unwrap();
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();

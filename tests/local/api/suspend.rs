@@ -16,7 +16,7 @@ use super::killed::Random;
 use super::served::{ApiProcess, Directory, PAUSED, RESUMED, count_ticks, load_body};
 use crate::guest::Running;
 use crate::guests::{file, program};
-use crate::network::{add_guest_neighbor, attach_tap, create_host_tap, in_own_network, ping, run_command};
+use crate::network::{add_neighbor, attach_tap, create_host_tap, in_own_network, ping, run_command};
 
 /// Exit status of a suspended VM.
 const SUSPENDED: i32 = 123;
@@ -682,7 +682,7 @@ fn directory_of_initrd() -> Directory {
 fn frame_for_suspended_guest_waits_in_tap() {
     in_own_network(|| {
         create_host_tap();
-        add_guest_neighbor();
+        add_neighbor("10.0.0.2", [2, 0, 0, 0, 0, 7]);
         // An open descriptor in the test keeps the queue of the tap across processes.
         let tap = attach_tap();
         let net = format!("fd:{}", tap.as_raw_fd());

@@ -15,7 +15,7 @@ use super::snapshot_cli::hide_proc;
 use super::uffd::{FaultHandler, load_with_handler};
 use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
-use crate::network::{add_guest_neighbor, create_host_tap, in_own_network};
+use crate::network::{add_neighbor, create_host_tap, in_own_network};
 
 const PAGE: usize = 4096;
 const ROUNDS: usize = 4;
@@ -190,7 +190,7 @@ fn diffs_of_served_vm_are_exact() {
 fn diffs_with_packets_are_exact() {
     in_own_network(|| {
         create_host_tap();
-        add_guest_neighbor();
+        add_neighbor("10.0.0.2", [2, 0, 0, 0, 0, 7]);
         let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         for without_proc in [false, true] {

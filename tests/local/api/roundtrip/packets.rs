@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use super::super::served::PAUSED;
 use super::{Snapshot, start};
 use crate::guest::TIMEOUT;
-use crate::network::{add_guest_neighbor, attach_tap, create_host_tap, in_own_network};
+use crate::network::{add_neighbor, attach_tap, create_host_tap, in_own_network};
 
 const TICK: u32 = 1;
 const REPLY: u32 = 2;
@@ -93,7 +93,7 @@ impl Peer {
 /// Runs `restores` round trips with packets in flight. Snapshots are diff snapshots in place, and every tenth is full.
 fn run_restores(restores: u32, options: &str, arguments: &str) {
     create_host_tap();
-    add_guest_neighbor();
+    add_neighbor("10.0.0.2", [2, 0, 0, 0, 0, 7]);
     // An open descriptor in the test keeps the queue of the tap across processes.
     let tap = attach_tap();
     let net = format!("--net fd:{},mac=02:00:00:00:00:07{LIMITS}", tap.as_raw_fd());
