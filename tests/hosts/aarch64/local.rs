@@ -125,6 +125,7 @@ cores! {
         "rejected::load_into_configured_vm_is_rejected"
     ];
     core_of_api_status => "api::status" [
+        "halt_with_interrupts_off_is_reported_once"
         "paused_guest_has_registers"
         "status_before_start_is_empty"
         "drive_with_driver_has_features"

@@ -57,6 +57,16 @@ fn await_registers(process: &ApiProcess, state: &str, interrupts: bool) -> Value
     })
 }
 
+/// Returns true if KVM reports a vCPU that waits in a halt. On aarch64 its registers are those of one that runs.
+fn reports_halt() -> bool {
+    Native::ARCHITECTURE == Architecture::X86_64
+}
+
+/// Returns the state of a halted vCPU in its registers.
+fn halted() -> &'static str {
+    if reports_halt() { "Halted" } else { "Running" }
+}
+
 /// Returns the number of exits by an interruption of vCPU 0.
 fn interruptions(process: &ApiProcess) -> String {
     let metrics = process.request("GET", "/metrics", "");
@@ -73,8 +83,8 @@ fn halt_with_interrupts_off_is_reported_once() {
     await_state(&process, "Halted");
     // Without a kick the interrupt flag is not known.
     let before = interruptions(&process);
-    let halted = status(&process);
-    assert_eq!(halted["halted_with_interrupts_off"], false);
+    let uninspected = status(&process);
+    assert_eq!(uninspected["halted_with_interrupts_off"], false);
     assert_eq!(interruptions(&process), before);
     scratch::wait_until("an idle time", || {
         status(&process)["vcpus"][0]["idle_us"].as_u64() > Some(0)
@@ -88,10 +98,10 @@ fn halt_with_interrupts_off_is_reported_once() {
     };
     assert_eq!(warnings(), 0);
     for _ in 0..2 {
-        let registers = await_registers(&process, "Halted", false);
-        assert_eq!(registers["halted_with_interrupts_off"], true);
-        assert_eq!(status(&process)["halted_with_interrupts_off"], true);
-        assert_eq!(warnings(), 1);
+        let registers = await_registers(&process, halted(), false);
+        assert_eq!(registers["halted_with_interrupts_off"], reports_halt());
+        assert_eq!(status(&process)["halted_with_interrupts_off"], reports_halt());
+        assert_eq!(warnings(), usize::from(reports_halt()));
     }
     assert_ne!(interruptions(&process), before);
     await_state(&process, "Halted");
@@ -146,7 +156,7 @@ fn spinning_guest_runs() {
 fn guest_that_waits_for_interrupts_is_not_reported() {
     let process = start("keyboard.elf", "irq=1", "ready\n");
     await_state(&process, "Halted");
-    let registers = await_registers(&process, "Halted", true);
+    let registers = await_registers(&process, halted(), true);
     assert_eq!(registers["halted_with_interrupts_off"], false);
     assert_eq!(status(&process)["halted_with_interrupts_off"], false);
     // The kicks have not disturbed it.
@@ -180,17 +190,17 @@ fn last_unclaimed_accesses_are_listed() {
 #[test]
 fn paused_guest_has_registers() {
     let process = start("end-hlt.elf", "", "halting\n");
-    await_registers(&process, "Halted", false);
+    await_registers(&process, halted(), false);
     process.expect_no_content("PATCH", "/vm", PAUSED);
     await_state(&process, "Paused");
     for _ in 0..3 {
-        await_registers(&process, "Halted", false);
+        await_registers(&process, halted(), false);
     }
     let snapshot = Directory::new();
     pause_and_create(&process, &snapshot, "Full", "state", "memory");
     process.expect_no_content("PATCH", "/vm", RESUMED);
     await_state(&process, "Halted");
-    await_registers(&process, "Halted", false);
+    await_registers(&process, halted(), false);
 }
 
 #[test]
