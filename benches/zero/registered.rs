@@ -1,114 +1,146 @@
-//! Restart of a supervisor with many registered instances in a shared network.
+//! Supervisors with many registered instances that sleep: restart, memory of the supervisor and of the kernel.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use api::client::Client;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::fixture::{Fixture, text};
-use crate::process::{Process, mayfly};
+use crate::supervisor::{Journal, Supervisor, address, in_network, run};
 
-/// Number of instances.
+/// Number of instances in a shared network.
 pub const COUNT: u32 = 100_000;
-/// Maximum wait for the supervisor.
-const TIMEOUT: Duration = Duration::from_secs(60);
-/// Interval of attempts to reach it.
-const INTERVAL: Duration = Duration::from_millis(1);
+/// Number of instances with a tap each.
+pub const TAPS: u32 = 1000;
 
-/// Times of the restarts with their processor times, and the memory of each instance in bytes.
-pub struct Restart {
+/// Measurement of many sleepers.
+pub struct Measured {
+    /// Times of restarts.
     pub times: Vec<Duration>,
+    /// Processor times of the restarts.
     pub processor: Vec<Duration>,
-    pub bytes: u64,
+    /// Memory of each instance in the supervisor in bytes.
+    pub user: i64,
+    /// Memory of each instance in the kernel in bytes.
+    pub kernel: i64,
 }
 
-/// CRC-32 of IEEE 802.3, as in the journal.
-fn checksum(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(u32::MAX, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
-            (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg())
-        })
+/// Restarts supervisors with [`COUNT`] instances in a shared network.
+pub fn in_shared_network(directory: &Path, snapshot: &Path, rounds: usize) -> io::Result<Measured> {
+    let mut journal = Journal::with_network(1);
+    let scale_to_zero = json!({"policy": "idle", "cooldown_time_ms": 1000});
+    for number in 0..COUNT {
+        journal.register(number, &in_network(snapshot, number, &scale_to_zero));
+    }
+    let empty = Journal::with_network(1);
+    measure(directory.join("shared"), &empty, &journal, COUNT, rounds)
+}
+
+/// Restarts supervisors with [`TAPS`] instances that have a tap each.
+pub fn with_taps(directory: &Path, snapshot: &Path, rounds: usize) -> io::Result<Measured> {
+    let mut journal = Journal::default();
+    for number in 0..TAPS {
+        let [_, _, high, low] = number.to_be_bytes();
+        journal.register(
+            number,
+            &json!({
+                "snapshot_path": snapshot,
+                "network_interfaces": [{
+                    "iface_id": "net0", "host_dev_name": tap(number), "ip": address(number),
+                    "mac": format!("02:00:00:00:{high:02x}:{low:02x}"),
+                }],
+                "scale_to_zero": {"policy": "idle", "cooldown_time_ms": 1000},
+            }),
+        );
+    }
+    let path = directory.join("taps.batch");
+    let batch = |line: &dyn Fn(String) -> String| {
+        let lines = (0..TAPS).map(|number| line(tap(number)));
+        fs::write(&path, lines.collect::<String>())?;
+        run(&format!("ip -batch {}", path.display()))
+    };
+    let before = kernel_bytes()?;
+    batch(&|tap| format!("tuntap add {tap} mode tap\nlink set {tap} up\n"))?;
+    let created = kernel_bytes()? - before;
+    let measured = measure(
+        directory.join("taps"),
+        &Journal::default(),
+        &journal,
+        TAPS,
+        rounds,
+    );
+    batch(&|tap| format!("link delete {tap}\n"))?;
+    let mut measured = measured?;
+    measured.kernel += created / i64::from(TAPS);
+    Ok(measured)
+}
+
+fn tap(number: u32) -> String {
+    format!("sleep{number}")
+}
+
+/// Measures a supervisor with `journal`, which has `count` instances, beside one with the journal `empty`.
+fn measure(
+    directory: PathBuf,
+    empty: &Journal,
+    journal: &Journal,
+    count: u32,
+    rounds: usize,
+) -> io::Result<Measured> {
+    let supervisor = Supervisor::start(directory.clone(), empty, &[])?;
+    let before = (resident(&supervisor)?, kernel_bytes()?);
+    drop(supervisor);
+    let mut supervisor = Supervisor::start(directory, journal, &[])?;
+    let (mut times, mut processor) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        times.push(supervisor.restart(&[])?);
+        processor.push(processor_time(&supervisor)?);
+        let body = supervisor.request("GET", "/", None)?;
+        if body["states"]["suspended"] != count {
+            return Err(io::Error::other(format!(
+                "the supervisor has not {count} sleepers: {body} {}",
+                supervisor.log()
+            )));
+        }
+    }
+    let after = (resident(&supervisor)?, kernel_bytes()?);
+    Ok(Measured {
+        times,
+        processor,
+        user: (after.0 - before.0) / i64::from(count),
+        kernel: (after.1 - before.1) / i64::from(count),
     })
 }
 
-fn add_line(journal: &mut String, record: &Value) {
-    let line = record.to_string();
-    let _ = writeln!(journal, "{:08x} {line}", checksum(line.as_bytes()));
-}
-
-/// Returns a journal with a network and `count` instances of `snapshot`.
-fn journal(snapshot: &Path, count: u32) -> String {
-    let mut journal = String::new();
-    let network = json!({
-        "host_dev_name": "many",
-        "gateways": [{"ip": "10.128.0.1", "prefix_length": 9}],
-    });
-    add_line(
-        &mut journal,
-        &json!({"set": "network", "id": "many", "config": network}),
-    );
-    for number in 0..count {
-        let config = json!({
-            "snapshot_path": snapshot,
-            "network_interfaces": [{
-                "iface_id": "net0", "network_id": "many", "ip": Ipv4Addr::from(0x0a80_0100 + number),
-                "guest_ip": "10.0.0.2", "mac": "02:00:00:00:00:01",
-            }],
-            "scale_to_zero": {"policy": "idle", "cooldown_time_ms": 1000},
+/// Returns the memory of the kernel in bytes that no pressure frees: unreclaimable slab and per-processor memory.
+fn kernel_bytes() -> io::Result<i64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let kib = |name: &str| {
+        let value = text.lines().find_map(|line| {
+            line.strip_prefix(name)?
+                .split_whitespace()
+                .next()?
+                .parse::<i64>()
+                .ok()
         });
-        let id = format!("function-{number:06}");
-        add_line(
-            &mut journal,
-            &json!({"set": "instance", "id": id, "config": config}),
-        );
-    }
-    journal
-}
-
-/// Starts a supervisor. Returns it with the time until its response, which must have `count` instances.
-fn start(directory: &Path, count: u32) -> io::Result<(Process, Duration)> {
-    let program = mayfly().with_file_name("mayfly-standby");
-    let socket = directory.join("sock");
-    let (sock, state) = (text(&socket), text(&directory.join("state")));
-    let start = Instant::now();
-    let process = Process::start(&program, &["--api-sock", &sock, "--state-dir", &state])?;
-    let client = Client::new(&socket, TIMEOUT);
-    loop {
-        match client.request("GET", "/", None) {
-            Ok(response) => {
-                let time = start.elapsed();
-                let body: Value = serde_json::from_slice(&response.body)?;
-                return match body["instances"] == count {
-                    true => Ok((process, time)),
-                    false => Err(io::Error::other(format!(
-                        "the supervisor has not {count} instances: {body}"
-                    ))),
-                };
-            }
-            Err(error) if start.elapsed() > TIMEOUT => return Err(io::Error::other(error.to_string())),
-            Err(_) => thread::sleep(INTERVAL),
-        }
-    }
+        value.ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {name}")))
+    };
+    Ok(1024 * (kib("SUnreclaim:")? + kib("Percpu:")?))
 }
 
 /// Returns the resident memory of a process in bytes.
-fn resident(process: &Process) -> io::Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{}/statm", process.0.id()))?;
-    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
+fn resident(supervisor: &Supervisor) -> io::Result<i64> {
+    let text = fs::read_to_string(format!("/proc/{}/statm", supervisor.pid()))?;
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<i64>().ok());
     pages
         .map(|pages| pages * 4096)
         .ok_or_else(|| io::Error::other("statm has no second number"))
 }
 
 /// Returns the processor time of a process, in ticks of 10 ms.
-fn processor_time(process: &Process) -> io::Result<Duration> {
-    let text = fs::read_to_string(format!("/proc/{}/stat", process.0.id()))?;
+fn processor_time(supervisor: &Supervisor) -> io::Result<Duration> {
+    let text = fs::read_to_string(format!("/proc/{}/stat", supervisor.pid()))?;
     let fields = text.rsplit(") ").next().unwrap_or_default().split(' ');
     // User and system time.
     let ticks = fields
@@ -116,27 +148,4 @@ fn processor_time(process: &Process) -> io::Result<Duration> {
         .take(2)
         .filter_map(|ticks| ticks.parse::<u64>().ok());
     Ok(Duration::from_millis(10 * ticks.sum::<u64>()))
-}
-
-/// Restarts a supervisor `rounds` times.
-pub fn measure(fixture: &Fixture, snapshot: &Path, rounds: usize) -> io::Result<Restart> {
-    let directory = fixture.new_directory("registered")?;
-    fs::create_dir(directory.join("state"))?;
-    let (mut times, mut processor, mut sizes) = (Vec::new(), Vec::new(), [0; 2]);
-    for (count, size) in [0, COUNT].into_iter().zip(&mut sizes) {
-        fs::write(directory.join("state/journal"), journal(snapshot, count))?;
-        for _ in 0..rounds {
-            let (process, time) = start(&directory, count)?;
-            *size = resident(&process)?;
-            if count > 0 {
-                times.push(time);
-                processor.push(processor_time(&process)?);
-            }
-        }
-    }
-    Ok(Restart {
-        times,
-        processor,
-        bytes: sizes[1].saturating_sub(sizes[0]) / u64::from(COUNT),
-    })
 }
