@@ -24,7 +24,7 @@ ifeq ($(filter x86_64 aarch64,$(ARCH)),)
 $(error cannot build for $(ARCH): mayfly has no code for it; use x86_64 or aarch64)
 endif
 
-.PHONY: help guests build demo demo-zero tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore tracking zero cycles clones order clean
+.PHONY: help guests build demo demo-zero tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore storm tracking zero cycles clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -182,10 +182,13 @@ queue: ## compare the virtio devices with bare system calls; needs a network nam
 restore: build ## compare snapshots with their floor
 	@cargo bench --bench restore
 
+storm: build ## request random ones of COUNT=10000 suspended instances at the highest rate for SECONDS=60; needs root
+	@cargo bench --bench storm
+
 tracking: build ## measure the cost of dirty page tracking while the guest runs; needs root
 	@cargo bench --bench tracking
 
-zero: build ## measure the wake of a suspended VM by a packet; needs root
+zero: build ## measure wakes by a packet, suspends and sleepers beside floors; needs root
 	@cargo bench --bench zero
 
 # The same tests run fewer cycles in `make test`.
