@@ -128,10 +128,15 @@ impl Supervisor {
     fn run(mut self) -> Result<(), Error> {
         let mut events = [EpollEvent::default(); BATCH];
         loop {
-            let count = match self.core.epoll.wait(self.timeout(), &mut events) {
+            let timeout = self.timeout();
+            let count = match self.core.epoll.wait(timeout, &mut events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result.map_err(failed("wait for events"))?,
             };
+            if timeout < 0 {
+                // A tick right after the wait would delay the process of the wake that ends it, and has nothing to do yet.
+                self.ticked_at = Instant::now();
+            }
             for event in &events[..count] {
                 match Source::from_data(event.data()) {
                     Some(Source::Server) => self.server.serve(&mut RequestHandler(&mut self.core)),
