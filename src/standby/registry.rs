@@ -195,7 +195,7 @@ impl Registry {
                 ));
             }
         }
-        let mut sorted = claims.to_vec();
+        let mut sorted: Vec<&String> = claims.iter().collect();
         sorted.sort_unstable();
         match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => Err(format!(

@@ -96,24 +96,18 @@ impl Schema {
     /// Checks `object`, and removes null values. The error starts with the path of the key, which only an error composes.
     fn check(&self, object: &mut Map<String, Value>) -> Result<(), String> {
         object.retain(|_, value| !value.is_null());
-        if let Some(key) = object
-            .keys()
-            .find(|key| !self.fields.iter().any(|field| field.name == key.as_str()))
-        {
-            return Err(format!("{key}: the key is unknown; remove it"));
+        // One pass over the keys: a restart checks those of all instances.
+        for (key, value) in object.iter_mut() {
+            let Some(field) = self.fields.iter().find(|field| field.name == key.as_str()) else {
+                return Err(format!("{key}: the key is unknown; remove it"));
+            };
+            field.kind.check(value).map_err(|error| format!("{key}{error}"))?;
         }
-        for field in self.fields {
-            let name = field.name;
-            match object.get_mut(name) {
-                Some(value) => field
-                    .kind
-                    .check(value)
-                    .map_err(|error| format!("{name}{error}"))?,
-                None if field.required => return Err(format!("{name}: the key is missing; add it")),
-                None => {}
-            }
+        let mut required = self.fields.iter().filter(|field| field.required);
+        match required.find(|field| !object.contains_key(field.name)) {
+            Some(field) => Err(format!("{}: the key is missing; add it", field.name)),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
