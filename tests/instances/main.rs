@@ -9,6 +9,7 @@
 //! | `wake` | wakes by frames and requests, suspends |
 //! | `network` | instances of a shared network |
 //! | `shells` | wakes in shells |
+//! | `storm` | requests to random instances, as in `make storm` |
 //! | `jailed` | an instance in a jail |
 //! | `ends` | instances that end by themselves, or cannot wake |
 
@@ -22,9 +23,13 @@ mod guests;
 mod host;
 mod jailed;
 mod killed;
+#[allow(dead_code, reason = "make storm uses all of it")]
+#[path = "../../benches/storm/load.rs"]
+mod load;
 mod network;
 mod random;
 mod shells;
+mod storm;
 #[allow(dead_code, reason = "tests/standby uses all of it")]
 #[path = "../standby/supervisor.rs"]
 mod supervisor;
