@@ -11,6 +11,7 @@ use super::core::{Core, Source};
 use super::journal::Subject;
 use super::lifecycle::Cause;
 use super::links::{PoolTap, addresses, mac, rule};
+use super::live::WakeFrames;
 use super::net::{Network, Wake};
 use super::networks::{Member, NETWORK, open};
 use super::register::{Rejection, check_id};
@@ -160,9 +161,6 @@ impl Core {
             }
             let assigned = self.networks.get_mut(id)?.assign(address, &mut self.scratch);
             let assigned = assigned.map_err(|error| ErrorChain(&error).to_string())?;
-            let frames = (!assigned.frames.is_empty())
-                .then(|| assigned.frames.to_memfd())
-                .transpose();
             let Some(entry) = self.registry.get_mut(key) else {
                 continue;
             };
@@ -173,9 +171,9 @@ impl Core {
                 name: assigned.name,
                 tap: Some(assigned.tap),
             });
-            let frames = frames.map_err(|error| format!("cannot keep the first frames: {error}"))?;
-            if let (Some(live), Some(frames)) = (&mut entry.live, frames) {
-                live.frames.get_or_insert((interface.id.as_str().into(), frames));
+            if let Some(live) = &mut entry.live {
+                let excess = live.frames.add(&interface.id, assigned.frames);
+                self.counters.drop_frames(excess);
             }
         }
         Ok(())
@@ -290,7 +288,7 @@ impl Core {
                             self.abandon_packets(&config);
                         }
                     }
-                    false => self.wake(key, Cause::Frame, None),
+                    false => self.wake(key, Cause::Frame, WakeFrames::default()),
                 }
             }
         }

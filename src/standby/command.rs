@@ -36,8 +36,8 @@ pub struct Start<'a> {
     pub socket: PathBuf,
     /// Descriptors of the interfaces by their identifiers, as the child has them.
     pub taps: Vec<(&'a str, RawFd)>,
-    /// Identifier of the interface with first frames, and their descriptor.
-    pub frames: Option<(&'a str, RawFd)>,
+    /// Descriptors of first frames by the identifiers of their interfaces. A boot has none.
+    pub frames: Vec<(&'a str, RawFd)>,
 }
 
 /// Returns the directory of the jail of an instance.
@@ -86,7 +86,7 @@ pub fn command(
                 let value = interface.map_or_else(String::new, |interface| net(interface, *number));
                 arguments.extend(["--net".into(), value.into()]);
             }
-            if let Some((id, number)) = start.frames {
+            for (id, number) in &start.frames {
                 arguments.extend(["--first-frames".into(), format!("{id}={number}").into()]);
             }
             if config.realtime {
@@ -187,8 +187,7 @@ fn jailer_arguments(programs: &Programs, config: &Config, jail: &Jail, start: &S
     if has_limits {
         arguments.extend(["--cgroup-version".into(), "2".into()]);
     }
-    let taps = start.taps.iter().map(|(_, number)| *number);
-    for number in taps.chain(start.frames.map(|(_, number)| number)) {
+    for (_, number) in start.taps.iter().chain(&start.frames) {
         arguments.extend(["--pass-fd".into(), number.to_string().into()]);
     }
     arguments.push("--".into());
@@ -234,7 +233,7 @@ mod tests {
             suspend_to: "/state/suspended/web".into(),
             socket: "run/web.sock".into(),
             taps: vec![("eth0", 5), ("eth1", 6)],
-            frames: Some(("eth0", 7)),
+            frames: vec![("eth0", 7), ("eth1", 8)],
         };
         change(&mut start);
         let (_, arguments) = command(&programs, &config, &start)?;
@@ -252,7 +251,7 @@ mod tests {
             line(drive, |_| ()).unwrap(),
             "/bin/mayfly restore /s --untrusted --disk d=/d,ro \
              --net eth0=fd:5,guest-ip=10.0.0.2,ip=10.0.0.7,mac=02:00:00:00:00:07 --net eth1=fd:6 \
-             --first-frames eth0=7 --realtime --api-sock run/web.sock --id web --suspend-to /state/suspended/web \
+             --first-frames eth0=7 --first-frames eth1=8 --realtime --api-sock run/web.sock --id web --suspend-to /state/suspended/web \
              --idle-after 1000"
         );
     }
@@ -278,7 +277,10 @@ mod tests {
     #[test]
     fn boot_gets_options_before_the_guest_arguments() {
         let boot = json!({"on_crash": "boot", "boot": ["/k", "--net", "fd:eth0,mtu=1400", "--", "hello", "fd:eth1"]});
-        let line = line(boot, |start| start.origin = Origin::Boot).unwrap();
+        let line = line(boot, |start| {
+            (start.origin, start.frames) = (Origin::Boot, Vec::new())
+        })
+        .unwrap();
         assert_eq!(
             line,
             "/bin/mayfly run /k --net fd:5,mtu=1400 --api-sock run/web.sock --id web \
@@ -302,7 +304,8 @@ mod tests {
                 .next()
                 .unwrap(),
             "/bin/mayfly-jailer --id web --force --plain-arguments --exec-file /bin/mayfly --uid 7 --gid 8 \
-             --chroot-base-dir /j --cgroup memory.max=1048576 --cgroup-version 2 --pass-fd 5 --pass-fd 6 --pass-fd 7 \
+             --chroot-base-dir /j --cgroup memory.max=1048576 --cgroup-version 2 --pass-fd 5 --pass-fd 6 \
+             --pass-fd 7 --pass-fd 8 \
              -- restore /s"
         );
         let error = line(jail, |_| ()).unwrap_err();

@@ -9,7 +9,7 @@ use super::cgroup;
 use super::config::OnCrash;
 use super::core::Core;
 use super::lifecycle::Cause;
-use super::live::Running;
+use super::live::{Running, WakeFrames};
 use super::metrics::Failure;
 use super::procfs::Stat;
 use super::registry::{Entry, Key, Origin, State};
@@ -67,10 +67,12 @@ impl Core {
         self.note_end(key, state, exit, line);
         self.fall_asleep(key);
         if live.wakes_again {
-            self.wake(key, Cause::Request, None);
+            self.wake(key, Cause::Request, WakeFrames::default());
         } else if is_refused(state, exit) && !live.suspends_next && self.is_suspended(key) {
             // Its client waits for it.
             self.wake(key, Cause::Refusal, live.frames);
+        } else if state == State::Waking && exit != Exit::Status(0) {
+            self.counters.drop_frames(live.frames.len());
         }
         self.start_waiting();
     }

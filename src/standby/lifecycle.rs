@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, lchown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use super::config::Config;
 use super::core::{Core, Source};
 use super::exchange::{CLOSED, Exchange, Purpose};
 use super::links::Links;
-use super::live::{Live, Running};
+use super::live::{Live, Running, WakeFrames};
 use super::memory::Room;
 use super::metrics::Failure;
 use super::register::end_process;
@@ -84,13 +84,7 @@ impl Core {
         }
         match entry.links.read(&mut self.scratch) {
             Ok(None) => {}
-            Ok(Some((id, frames))) => {
-                let frames = frames.to_memfd().map(|file| (id, file));
-                if let Err(error) = &frames {
-                    log::error!("standby: the frame that wakes {} is lost: {error}", entry.id);
-                }
-                self.wake(key, Cause::Frame, frames.ok());
-            }
+            Ok(Some((id, frames))) => self.wake(key, Cause::Frame, WakeFrames::of(&id, frames)),
             Err(error) => {
                 self.unwatch_frames(key);
                 self.fail(
@@ -159,7 +153,7 @@ impl Core {
     }
 
     /// Wakes an instance, at once or in its turn. `frames` are the frames that it gets first.
-    pub fn wake(&mut self, key: Key, cause: Cause, frames: Option<(Box<str>, OwnedFd)>) {
+    pub fn wake(&mut self, key: Key, cause: Cause, frames: WakeFrames) {
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
@@ -250,6 +244,7 @@ impl Core {
         self.fall_asleep(key);
     }
 
+    /// Ends a wake without a process, and drops its frames.
     fn drop_live(&mut self, key: Key) {
         self.running.remove(&key);
         self.release_taps(key);
@@ -261,8 +256,20 @@ impl Core {
         {
             self.abandon_packets(&config);
         }
-        if let Some(entry) = self.registry.get_mut(key) {
-            entry.live = None;
+        if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.take()) {
+            self.counters.drop_frames(live.frames.len());
+        }
+    }
+
+    /// Drops the first frames of an instance that boots: its guest has neither the addresses nor the connections of the snapshot yet.
+    fn drop_frames_of_boot(&mut self, key: Key) {
+        let entry = self.registry.get_mut(key);
+        let Some(entry) = entry.filter(|entry| entry.origin == Origin::Boot) else {
+            return;
+        };
+        if let Some(live) = &mut entry.live {
+            let frames = std::mem::take(&mut live.frames);
+            self.counters.drop_frames(frames.len());
         }
     }
 
@@ -276,6 +283,7 @@ impl Core {
         // Without a tap, the wake waits for one as for a process.
         self.assign_taps(key, &config)
             .map_err(|reason| (Failure::Start, reason))?;
+        self.drop_frames_of_boot(key);
         if let Some((running, stream)) = self.start_in_shell(key, &config) {
             // Unwatched, a refusal ends at the deadline.
             let _ = self.watch(Source::Reply(key), stream.as_raw_fd());
@@ -332,12 +340,21 @@ impl Core {
             end_process(&running);
         }
         self.running.remove(&key);
+        self.ungreeted.remove(&key);
         let started = parsed
             .map_err(|reason| (Failure::Load, reason))
             .and_then(|config| self.start_process(key, &config));
-        if let Err((failure, reason)) = started {
-            self.queue.end(key);
-            self.give_up(key, failure, &reason);
+        match started {
+            Ok(()) => {}
+            // As a wake that finds no shell.
+            Err((Failure::Start, reason)) if !self.is_wait_over(key) => {
+                self.registry.set_reason(key, &reason);
+                self.queue.put_back(key);
+            }
+            Err((failure, reason)) => {
+                self.queue.end(key);
+                self.give_up(key, failure, &reason);
+            }
         }
     }
 
@@ -366,7 +383,7 @@ impl Core {
         entry: &Entry,
         suspend_to: PathBuf,
         taps: Vec<(&str, RawFd)>,
-        frames: Option<(&str, RawFd)>,
+        frames: Vec<(&str, RawFd)>,
     ) -> Result<(CString, Vec<CString>), String> {
         let start = Start {
             id: &entry.id,
@@ -390,7 +407,7 @@ impl Core {
         entry: &Entry,
         suspend_to: PathBuf,
         taps: Vec<(&str, RawFd)>,
-        frames: Option<(&str, RawFd)>,
+        frames: Vec<(&str, RawFd)>,
     ) -> Result<Vec<String>, String> {
         let (_, arguments) = self.command_of(config, entry, suspend_to, taps, frames)?;
         let arguments = arguments.into_iter().map(CString::into_string);
@@ -424,15 +441,16 @@ impl Core {
         let Some(entry) = self.registry.get(key) else {
             return Err(load("the instance is deleted".into()));
         };
-        let frames = entry.live.as_ref().and_then(|live| live.frames.as_ref());
+        let frames = entry.frame_files().map_err(system("keep the first frames"))?;
         let (ids, mut inherited): (Vec<_>, Vec<_>) = entry.links.taps().unzip();
         let slots = &self.slots;
         let taps = ids.into_iter().enumerate();
         let taps: Vec<_> = taps.map(|(index, id)| (id, slots.number(index))).collect();
-        let first = frames.map(|(id, file)| {
+        let first = frames.iter().map(|(id, file)| {
             inherited.push(file.as_fd());
-            (&**id, slots.number(inherited.len() - 1))
+            (*id, slots.number(inherited.len() - 1))
         });
+        let first = first.collect();
         let command = self.command_of(config, entry, suspend_to, taps, first);
         let (path, arguments) = command.map_err(load)?;
         let started = self.slots.start(&Program {
@@ -539,7 +557,7 @@ impl Core {
         let is_found = live.found.is_some();
         live.suspends_next = false;
         entry.links.announce();
-        live.frames = None;
+        live.frames = WakeFrames::default();
         if is_found {
             let reason = "the process of an earlier supervisor was found, and its guest runs";
             self.registry.set(key, State::Running, reason);

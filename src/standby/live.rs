@@ -1,10 +1,12 @@
 //! Wake and process of an instance that is not asleep.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use super::exchange::Exchange;
+use super::net::FirstFrames;
 
 /// Process of an instance.
 #[derive(Debug)]
@@ -22,6 +24,46 @@ pub struct Found {
     pub generation: Option<Box<str>>,
 }
 
+/// Frames of a wake by the identifiers of their interfaces. They are in memory until a process starts, which may be tried again.
+#[derive(Debug, Default)]
+pub struct WakeFrames(Vec<(Box<str>, FirstFrames)>);
+
+impl WakeFrames {
+    /// Creates the frames of one interface.
+    pub fn of(interface: &str, frames: FirstFrames) -> Self {
+        Self(vec![(interface.into(), frames)])
+    }
+
+    /// Adds frames of `interface`, which have arrived after those that are present. Returns the number of frames that exceed the limits
+    /// of [`FirstFrames`].
+    pub fn add(&mut self, interface: &str, frames: FirstFrames) -> usize {
+        if frames.is_empty() {
+            return 0;
+        }
+        match self.0.iter_mut().find(|(id, _)| **id == *interface) {
+            Some((_, present)) => present.append(&frames),
+            None => {
+                self.0.push((interface.into(), frames));
+                0
+            }
+        }
+    }
+
+    /// Returns the number of frames.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|(_, frames)| frames.len()).sum()
+    }
+
+    /// Returns a file with the frames of each interface, for `--first-frames`.
+    ///
+    /// # Errors
+    /// Fails without memory or descriptors.
+    pub fn to_files(&self) -> io::Result<Vec<(&str, OwnedFd)>> {
+        let files = self.0.iter().map(|(id, frames)| Ok((&**id, frames.to_memfd()?)));
+        files.collect()
+    }
+}
+
 /// Wake and process of an instance.
 #[derive(Debug)]
 pub struct Live {
@@ -37,8 +79,8 @@ pub struct Live {
     pub deadline: Option<Instant>,
     /// The process is one of an earlier supervisor.
     pub found: Option<Found>,
-    /// Frames that have woken the instance, with the identifier of their interface.
-    pub frames: Option<(Box<str>, OwnedFd)>,
+    /// Frames that the process gets first.
+    pub frames: WakeFrames,
     /// The wait for its guest is over, and the process is killed.
     pub is_late: bool,
     /// Wake it again at the end of the process.
@@ -55,7 +97,7 @@ pub struct Live {
 
 impl Live {
     /// Begins a wake. `memory_kib` is the expected memory.
-    pub fn new(memory_kib: u64, frames: Option<(Box<str>, OwnedFd)>) -> Self {
+    pub fn new(memory_kib: u64, frames: WakeFrames) -> Self {
         let now = Instant::now();
         Self {
             woken_at: now,
@@ -72,5 +114,34 @@ impl Live {
             active_at: now,
             memory_kib,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FirstFrames, WakeFrames};
+
+    fn frames(lengths: &[usize]) -> FirstFrames {
+        let mut frames = FirstFrames::default();
+        assert!(lengths.iter().all(|length| frames.push(&vec![0; *length])));
+        frames
+    }
+
+    #[test]
+    fn frames_of_all_interfaces_are_kept_in_order() {
+        let mut all = WakeFrames::of("a", frames(&[60]));
+        assert_eq!(all.add("b", frames(&[61])), 0);
+        assert_eq!(all.add("a", frames(&[62, 63])), 0);
+        assert_eq!(all.add("c", frames(&[])), 0);
+        assert_eq!(all.len(), 4);
+        let expected = [("a", frames(&[60, 62, 63])), ("b", frames(&[61]))];
+        assert!(
+            all.0
+                .iter()
+                .map(|(id, frames)| (&**id, frames.clone()))
+                .eq(expected)
+        );
+        let files = all.to_files().unwrap();
+        assert!(files.iter().map(|(id, _)| *id).eq(["a", "b"]));
     }
 }

@@ -98,6 +98,7 @@ pub struct Counters {
     pub shell_wakes: u64,
     /// Requests that were rejected.
     pub rejected: u64,
+    dropped_frames: u64,
     /// Time from the event that wakes an instance until its guest runs.
     pub wake_times: Durations,
     failures: [u64; Failure::ALL.len()],
@@ -107,6 +108,11 @@ impl Counters {
     /// Counts a failure.
     pub fn fail(&mut self, failure: Failure) {
         self.failures[failure as usize] += 1;
+    }
+
+    /// Counts `count` first frames that no guest gets.
+    pub fn drop_frames(&mut self, count: usize) {
+        self.dropped_frames += count as u64;
     }
 
     /// Writes the counters of events.
@@ -144,6 +150,11 @@ impl Counters {
                 "mayfly_standby_rejected_total",
                 "Rejected requests.",
                 vec![("", self.rejected)],
+            ),
+            (
+                "mayfly_standby_dropped_frames_total",
+                "First frames that no guest got: of boots, and of wakes that have failed or were given up.",
+                vec![("", self.dropped_frames)],
             ),
         ] {
             let _ = writeln!(text, "# HELP {name} {about}\n# TYPE {name} counter");

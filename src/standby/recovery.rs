@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::core::{Core, RUN, Source};
 use super::lifecycle::EXPECTED_KIB;
-use super::live::{Found, Live, Running};
+use super::live::{Found, Live, Running, WakeFrames};
 use super::procfs::Stat;
 use super::registry::{Entry, Key, State};
 use super::sys::{self, Exit};
@@ -155,7 +155,7 @@ impl Core {
         let Some(entry) = self.registry.get_mut(key) else {
             return Ok(());
         };
-        let mut live = Live::new(EXPECTED_KIB, None);
+        let mut live = Live::new(EXPECTED_KIB, WakeFrames::default());
         live.running = Some(running);
         live.found = Some(found);
         live.deadline = Some(deadline);

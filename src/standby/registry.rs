@@ -1,7 +1,9 @@
 //! Instances in memory: states, the names and addresses that they claim, order by identifier.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Bound;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::config::{Config, Link};
@@ -111,6 +113,16 @@ impl Entry {
     /// Fails for a configuration of another version of the program.
     pub fn parse(&self) -> Result<Config, String> {
         Config::parse_compact(&self.config)
+    }
+
+    /// Returns files with the first frames of its wake, by the identifiers of their interfaces.
+    ///
+    /// # Errors
+    /// Fails without memory or descriptors.
+    pub fn frame_files(&self) -> io::Result<Vec<(&str, OwnedFd)>> {
+        self.live
+            .as_ref()
+            .map_or_else(|| Ok(Vec::new()), |live| live.frames.to_files())
     }
 }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::core::Core;
 use super::lifecycle::Cause;
+use super::live::WakeFrames;
 use super::register::Rejection;
 use super::registry::{Entry, Key, State};
 use super::schema::{Kind, Schema, optional, required};
@@ -112,7 +113,7 @@ fn route(core: &mut Core, request: &Request) -> Result<Response, Rejection> {
             let key = find(core, id)?;
             let change = STATE_CHANGE.parse(&request.body).map_err(Rejection::invalid)?;
             match change.get("state").and_then(Value::as_str) {
-                Some("wake") => core.wake(key, Cause::Request, None),
+                Some("wake") => core.wake(key, Cause::Request, WakeFrames::default()),
                 _ => suspend(core, key, id)?,
             }
             Ok(Response::no_content())

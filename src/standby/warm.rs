@@ -146,7 +146,7 @@ impl Core {
         let _ = fs::remove_file(record(shell.number));
         let stderr = Self::create_file(&Self::run_path(&id, "log")).map_err(text)?;
         let (null, directory) = (open("/dev/null")?, open(".")?);
-        let frames = entry.live.as_ref().and_then(|live| live.frames.as_ref());
+        let frames = entry.frame_files().map_err(text)?;
         let mut numbers = FIRST_NUMBER..;
         let mut descriptors: Vec<(RawFd, RawFd)> = Vec::new();
         let mut taps = Vec::new();
@@ -154,10 +154,11 @@ impl Core {
             taps.push((interface, number));
             descriptors.push((number, tap.as_raw_fd()));
         }
-        let frames = frames.zip(numbers.next()).map(|((interface, file), number)| {
+        let frames = frames.iter().zip(numbers).map(|((interface, file), number)| {
             descriptors.push((number, file.as_raw_fd()));
-            (&**interface, number)
+            (*interface, number)
         });
+        let frames = frames.collect();
         let arguments = self.arguments(config, entry, suspend_to, taps, frames)?;
         let mut stream = shell.stream.try_clone().map_err(text)?;
         let request = Request {

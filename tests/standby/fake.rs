@@ -14,7 +14,7 @@
 //! | `large` | uses 20 MiB of memory |
 //! | `shells end`, `shells refuse` | the shells end at once, or refuse their requests |
 //! | `late` | opens its API socket once the file `loaded` exists beside `behavior` |
-//! | `changed TEXT` | ends with status 119 if its arguments contain TEXT |
+//! | `changed TEXT` | ends with status 119 if its arguments contain TEXT, once the file `loaded` exists |
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -85,6 +85,32 @@ fn run_shell(words: &[&str], records: &Path, behavior: &str) {
     }
 }
 
+/// Returns the lengths of the first frames of all interfaces, as in `eth0:58+60,eth1:58`.
+fn first_frames(words: &[&str]) -> String {
+    let options = words.windows(2).filter(|pair| pair[0] == "--first-frames");
+    let lengths = options.map(|pair| {
+        let (id, number) = pair[1].split_once('=').unwrap();
+        let records = fs::read(format!("/proc/self/fd/{number}")).unwrap();
+        let (mut rest, mut lengths) = (records.as_slice(), Vec::new());
+        while let Some((prefix, packets)) = rest.split_first_chunk() {
+            let length = u32::from_le_bytes(*prefix);
+            lengths.push(length.to_string());
+            rest = &packets[usize::try_from(length).unwrap()..];
+        }
+        format!("{id}:{}", lengths.join("+"))
+    });
+    lengths.collect::<Vec<_>>().join(",")
+}
+
+/// Returns the number of files with first frames that this process has inherited.
+fn count_files() -> usize {
+    let files = fs::read_dir("/proc/self/fd").unwrap();
+    let links = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+    links
+        .filter(|link| link.to_string_lossy().contains("memfd:first-frames"))
+        .count()
+}
+
 fn run(words: &[&str]) {
     if words[0] == "shell" {
         let records = std::env::var(RECORDS).unwrap();
@@ -103,13 +129,12 @@ fn run(words: &[&str]) {
         log.write_all(format!("TWICE {id} {}\n", process::id()).as_bytes())
             .unwrap();
     }
-    // Length of the first frames in bytes.
-    let frames = value(words, "--first-frames").map_or(0, |frames| {
-        let (_, number) = frames.split_once('=').unwrap();
-        fs::read(format!("/proc/self/fd/{number}")).unwrap().len()
-    });
     // By one write: other processes append lines at the same time.
-    let line = format!("{id} {} {} frames={frames}\n", process::id(), words.join(" "));
+    let (pid, words_text, frames) = (process::id(), words.join(" "), first_frames(words));
+    let line = format!(
+        "{id} {pid} {words_text} files={} frames={frames}\n",
+        count_files()
+    );
     log.write_all(line.as_bytes()).unwrap();
     if behavior == "fail" {
         eprintln!("mayfly: an earlier line\nmayfly: cannot use the snapshot: it is of another host");
@@ -118,6 +143,7 @@ fn run(words: &[&str]) {
     if let Some(text) = behavior.strip_prefix("changed ")
         && words.join(" ").contains(text)
     {
+        await_loaded(records);
         eprintln!("mayfly: cannot load the snapshot: drive d has changed");
         process::exit(119);
     }
@@ -125,7 +151,7 @@ fn run(words: &[&str]) {
         thread::sleep(Duration::from_secs(100));
     }
     if behavior == "late" {
-        scratch::wait_until("the snapshot is loaded", || records.join("loaded").exists());
+        await_loaded(records);
     }
     let mut memory = Vec::new();
     if behavior == "large" {
@@ -146,6 +172,10 @@ fn run(words: &[&str]) {
         });
     }
     serve(&listener, value(words, "--suspend-to"), &behavior);
+}
+
+fn await_loaded(records: &Path) {
+    scratch::wait_until("the snapshot is loaded", || records.join("loaded").exists());
 }
 
 /// Replaces the generation in `directory` by the next one.

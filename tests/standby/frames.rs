@@ -17,6 +17,14 @@ use crate::limits::USER;
 
 /// Snapshot of a VM with the interface eth0.
 const STATE: &[u8] = include_bytes!("interface.state");
+/// Snapshot of a VM with the interfaces eth0 and eth1.
+const STATE_OF_TWO: &[u8] = include_bytes!("interfaces.state");
+
+/// Length of a packet with the payload `wake`: headers of virtio-net, Ethernet, IPv4 and UDP, and the payload.
+const WAKE_LENGTH: usize = 12 + 14 + 20 + 8 + WAKE.len();
+const WAKE: &[u8] = b"wake";
+/// Payload of another length.
+const LATER: &[u8] = b"later";
 
 /// Enters a network namespace with the tap tap0 at 10.0.0.1. Returns false if this host has none.
 fn enter_namespace() -> bool {
@@ -31,8 +39,7 @@ fn enter_namespace() -> bool {
         "addr add 10.0.0.1/24 dev tap0",
         "link set tap0 up",
     ] {
-        let output = scratch::run(Command::new("ip").args(line.split(' ')));
-        assert!(output.status.success(), "ip {line}: {output:?}");
+        ip(line);
     }
     true
 }
@@ -46,22 +53,41 @@ fn interface(more: Value) -> Value {
     json!({"network_interfaces": [interface], "wake_on": {"rule": "ports", "ports": [7]}})
 }
 
-/// Sends datagrams to `address` until the instance runs: a new interface of the host drops the first ones.
-fn wake(supervisor: &Supervisor, id: &str, address: &str) {
+/// Returns the lengths of the packets that the last process got first, by interface.
+fn first_frames(supervisor: &Supervisor) -> Vec<(String, Vec<usize>)> {
+    let start = supervisor.starts().pop().unwrap();
+    let frames = start.rsplit('=').next().unwrap().split(',');
+    let frames: Vec<_> = frames.filter_map(|frames| frames.split_once(':')).collect();
+    assert!(start.contains(&format!(" files={} ", frames.len())), "{start}");
+    let lengths = |text: &str| text.split('+').map(|length| length.parse().unwrap()).collect();
+    frames
+        .into_iter()
+        .map(|(id, text)| (id.to_owned(), lengths(text)))
+        .collect()
+}
+
+/// Sends datagrams to `address` until the instance is in `state`: a new interface of the host drops the first ones.
+fn send_until(supervisor: &Supervisor, id: &str, address: &str, state: &str) {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let before = supervisor.get(id)["wakes"].as_u64();
     scratch::wait_until("a datagram wakes the instance", || {
         // Another port does not.
         for port in [9, 7] {
-            let _ = socket.send_to(b"wake", format!("{address}:{port}"));
+            let _ = socket.send_to(WAKE, format!("{address}:{port}"));
         }
-        let is_woken = supervisor.metric("mayfly_standby_wakes_total{cause=\"frame\"}") > 0;
-        is_woken && supervisor.get(id)["state"] == "running"
+        let instance = supervisor.get(id);
+        instance["wakes"].as_u64() > before && instance["state"] == state
     });
-    let start = supervisor.starts().pop().unwrap();
-    assert!(start.contains(" --first-frames eth0="), "{start}");
-    // Length, virtio-net header, Ethernet header, IPv4 and UDP headers, payload.
-    let length: usize = start.rsplit('=').next().unwrap().parse().unwrap();
-    assert!(length >= 4 + 12 + 14 + 20 + 8 + 4, "{start}");
+}
+
+/// Wakes the instance by datagrams to `address`.
+fn wake(supervisor: &Supervisor, id: &str, address: &str) {
+    send_until(supervisor, id, address, "running");
+    let frames = first_frames(supervisor);
+    assert!(
+        frames.len() == 1 && frames[0].0 == "eth0" && frames[0].1[0] == WAKE_LENGTH,
+        "{frames:?}"
+    );
     assert_eq!(
         supervisor.metric("mayfly_standby_wakes_total{cause=\"frame\"}"),
         1
@@ -101,8 +127,7 @@ fn frame_at_a_tap_wakes_its_instance() {
     // SAFETY: the call takes no pointer.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     scratch::wait_until("the process ends", || !supervisor.is_alive("web"));
-    let output = scratch::run(Command::new("ip").args(["link", "delete", "tap0"]));
-    assert!(output.status.success());
+    ip("link delete tap0");
     supervisor.restart();
     assert!(supervisor.await_state("web", "failed").contains("tap0"));
     assert_eq!(
@@ -144,16 +169,14 @@ fn tap_of_the_user_needs_no_rights() {
     if !share_tun(&directory) {
         return scratch::skip("a device node", "run it as root");
     }
-    let output = scratch::run(Command::new("ip").args(["link", "delete", "tap0"]));
-    assert!(output.status.success());
+    ip("link delete tap0");
     for line in [
         format!("tuntap add tap0 mode tap user {USER}"),
         "addr add 10.0.0.1/24 dev tap0".into(),
         "link set tap0 up".into(),
         "tuntap add tap1 mode tap user 1".into(),
     ] {
-        let output = scratch::run(Command::new("ip").args(line.split(' ')));
-        assert!(output.status.success(), "ip {line}: {output:?}");
+        ip(&line);
     }
     let mut supervisor = Supervisor::start_with(STATE, &[]);
     supervisor.restart_as(USER);
@@ -223,4 +246,120 @@ fn packet_in_a_shared_network_wakes_its_instance() {
     wake(&supervisor, "web", "10.1.0.7");
     let reason = supervisor.expect_rejection(409, "DELETE", "/networks/blue", None);
     assert!(reason.contains("it has 2 addresses"), "{reason}");
+}
+
+/// Runs ip with the arguments in `line`, and returns its output.
+fn ip(line: &str) -> String {
+    let output = scratch::run(Command::new("ip").args(line.split(' ')));
+    assert!(output.status.success(), "ip {line}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Registers a network of the TUN `name` with the addresses `gateway`/16.
+fn register_network(supervisor: &Supervisor, id: &str, name: &str, gateway: &str) {
+    let network = json!({"host_dev_name": name, "gateways": [{"ip": gateway, "prefix_length": 16}]});
+    supervisor.expect("PUT", &format!("/networks/{id}"), Some(&network));
+    await_qdisc(name);
+}
+
+/// Waits until the interface `name` keeps packets: a new one drops them.
+fn await_qdisc(name: &str) {
+    scratch::wait_until("the interface has a queue", || {
+        !ip(&format!("-o link show dev {name}")).contains("qdisc noop")
+    });
+}
+
+#[test]
+fn frames_of_all_interfaces_reach_the_process() {
+    if !enter_namespace() {
+        return;
+    }
+    let supervisor = Supervisor::start_with(STATE_OF_TWO, &[]);
+    register_network(&supervisor, "blue", "mtun0", "10.1.0.1");
+    register_network(&supervisor, "green", "mtun1", "10.2.0.1");
+    supervisor.register(
+        "web",
+        json!({"network_interfaces": [
+            {"iface_id": "eth0", "network_id": "blue", "ip": "10.1.0.7"},
+            {"iface_id": "eth1", "network_id": "green", "ip": "10.2.0.7"},
+        ]}),
+    );
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Both wait when the supervisor continues.
+    supervisor.signal(libc::SIGSTOP);
+    for (address, payload) in [("10.1.0.7:7", WAKE), ("10.2.0.7:7", WAKE), ("10.2.0.7:7", LATER)] {
+        socket.send_to(payload, address).unwrap();
+    }
+    supervisor.signal(libc::SIGCONT);
+    supervisor.await_state("web", "running");
+    let mut frames = first_frames(&supervisor);
+    frames.sort_unstable();
+    let later = WAKE_LENGTH + LATER.len() - WAKE.len();
+    let expected = [("eth0", vec![WAKE_LENGTH]), ("eth1", vec![WAKE_LENGTH, later])];
+    assert_eq!(frames, expected.map(|(id, lengths)| (id.to_owned(), lengths)));
+    assert_eq!(supervisor.metric("mayfly_standby_dropped_frames_total"), 0);
+}
+
+/// Starts a supervisor of `web`, which has run before, at 10.1.0.7 in a shared network.
+fn start_in_network(more: &[(&str, Value)]) -> Supervisor {
+    let supervisor = Supervisor::start_with(STATE, &[]);
+    register_network(&supervisor, "blue", "mtun0", "10.1.0.1");
+    let mut web = interface(json!({"network_id": "blue", "ip": "10.1.0.7"}));
+    for (key, value) in more {
+        web[*key] = value.clone();
+    }
+    supervisor.register("web", web);
+    supervisor.set("web", "wake");
+    supervisor.await_state("web", "running");
+    supervisor
+}
+
+#[test]
+fn frames_of_a_refused_wake_precede_later_ones() {
+    if !enter_namespace() {
+        return;
+    }
+    let supervisor = start_in_network(&[("on_crash", json!("discard"))]);
+    supervisor.set("web", "suspend");
+    supervisor.await_state("web", "suspended");
+    let own = supervisor.directory.text("state/suspended/web");
+    supervisor.set_behavior(&format!("changed restore {own}"));
+    send_until(&supervisor, "web", "10.1.0.7", "waking");
+    scratch::wait_until("the first process has its frames", || {
+        supervisor.starts().len() == 2
+    });
+    let first = first_frames(&supervisor);
+    // To the tap of the process, which does not read it.
+    let record = fs::read_to_string(supervisor.directory.path("state/run/web.pid")).unwrap();
+    let tap = record.lines().next().unwrap().rsplit(' ').next().unwrap();
+    await_qdisc(tap);
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.send_to(LATER, "10.1.0.7:7").unwrap();
+    supervisor.directory.write("snapshot/loaded", "");
+    supervisor.await_state("web", "running");
+    assert_eq!(supervisor.starts().len(), 3);
+    let second = first_frames(&supervisor);
+    let later = WAKE_LENGTH + LATER.len() - WAKE.len();
+    let (before, after) = (&first[0].1, &second[0].1);
+    assert!(
+        after.starts_with(before) && after.ends_with(&[later]),
+        "{first:?} {second:?}"
+    );
+}
+
+#[test]
+fn boot_gets_no_first_frames() {
+    if !enter_namespace() {
+        return;
+    }
+    let supervisor = start_in_network(&[("on_crash", json!("boot")), ("boot", json!(["/kernel"]))]);
+    let pid = i32::try_from(supervisor.get("web")["pid"].as_i64().unwrap()).unwrap();
+    // SAFETY: the call takes no pointer.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    assert!(supervisor.await_state("web", "suspended").ends_with("boots"));
+    send_until(&supervisor, "web", "10.1.0.7", "running");
+    let start = supervisor.starts().pop().unwrap();
+    assert!(start.contains(" run /kernel "), "{start}");
+    assert_eq!(first_frames(&supervisor), []);
+    assert!(supervisor.metric("mayfly_standby_dropped_frames_total") >= 1);
 }

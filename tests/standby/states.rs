@@ -218,6 +218,7 @@ fn end_of_the_guest_follows_the_policy() {
 #[test]
 fn refused_snapshot_follows_the_policy() {
     let supervisor = Supervisor::start(&[]);
+    supervisor.directory.write("snapshot/loaded", "");
     let suspended = |id: &str| supervisor.directory.text(&format!("state/suspended/{id}"));
     supervisor.register("fail", json!({}));
     supervisor.register("discard", json!({"on_crash": "discard"}));

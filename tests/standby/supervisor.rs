@@ -80,6 +80,14 @@ impl Supervisor {
         self.process.as_ref().unwrap().id()
     }
 
+    /// Sends it a signal.
+    #[allow(dead_code, reason = "the tests with real instances do not use it")]
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.pid()).unwrap();
+        // SAFETY: the call takes no pointer.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
     /// Returns its messages.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path("log")).unwrap()

@@ -12,7 +12,7 @@ use super::sys;
 const PREFIX: usize = 4;
 
 /// Frames in the order of their arrival.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FirstFrames {
     records: Vec<u8>,
     count: usize,
@@ -56,6 +56,29 @@ impl FirstFrames {
         }
         self.count += 1;
         true
+    }
+
+    /// Appends `later`, the frames that have arrived after these. Returns the number of frames that the limits exclude.
+    pub fn append(&mut self, later: &Self) -> usize {
+        if self.is_empty() {
+            self.clone_from(later);
+            return 0;
+        }
+        let mut rest = later.records.as_slice();
+        let mut appended = 0;
+        while let Some((prefix, packets)) = rest.split_first_chunk::<PREFIX>() {
+            let length = usize::try_from(u32::from_le_bytes(*prefix)).unwrap_or(usize::MAX);
+            let Some((packet, next)) = packets.split_at_checked(length) else {
+                break;
+            };
+            // Not those behind it either: they would arrive without it.
+            if !self.push(packet) {
+                break;
+            }
+            appended += 1;
+            rest = next;
+        }
+        later.count - appended
     }
 
     /// Returns the records.
@@ -121,6 +144,25 @@ mod tests {
         let mut frames = FirstFrames::default();
         while frames.push(&[0; 60]) {}
         assert_eq!(frames.len(), MAX_FIRST_FRAMES);
+        assert!(Reader::parse(frames.records().to_vec()).is_ok());
+    }
+
+    #[test]
+    fn later_frames_follow_within_the_limits() {
+        let filled = |lengths: &[usize]| {
+            let mut frames = FirstFrames::default();
+            assert!(lengths.iter().all(|length| frames.push(&vec![0; *length])));
+            frames
+        };
+        let mut frames = FirstFrames::default();
+        assert_eq!(frames.append(&filled(&[60, 61])), 0);
+        assert_eq!(frames.append(&filled(&[62])), 0);
+        assert_eq!(frames, filled(&[60, 61, 62]));
+        while frames.push(&[0; 60_000]) {}
+        let len = frames.len();
+        // The short frame behind the long one would fit.
+        assert_eq!(frames.append(&filled(&[60, 65_000, 61])), 2);
+        assert_eq!(frames.len(), len + 1);
         assert!(Reader::parse(frames.records().to_vec()).is_ok());
     }
 }
