@@ -18,6 +18,7 @@ use super::command::{JAIL_SOCKET, Programs, jail_root};
 use super::config::Config;
 use super::inspection::{Inspector, Registration};
 use super::journal::{self, Journal, Record, Subject};
+use super::live::Running;
 use super::metrics::Counters;
 use super::net::tap::Scratch;
 use super::networks::Networks;
@@ -169,6 +170,8 @@ pub struct Core {
     pub queue: WakeQueue,
     /// Instances with a process.
     pub running: BTreeSet<Key>,
+    /// Killed processes in the process table.
+    pub killed: Vec<Running>,
     /// Instances whose processes are not asked yet if their guests run.
     pub ungreeted: BTreeSet<Key>,
     /// Descriptors for new processes.
@@ -248,6 +251,7 @@ impl Core {
             journal,
             queue: WakeQueue::new(args.max_wakes as usize),
             running: BTreeSet::new(),
+            killed: Vec::new(),
             ungreeted: BTreeSet::new(),
             slots,
             programs,

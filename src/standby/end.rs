@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use super::cgroup;
@@ -24,6 +24,26 @@ const DRIVE_CHANGED: u8 = 119;
 const MAX_REASON: u64 = 1024;
 
 impl Core {
+    /// Kills a process that no instance has any more. It stays in the process table until [`reap_killed`](Self::reap_killed).
+    pub fn end_process(&mut self, running: Running) {
+        // Fails only if it has ended.
+        let _ = sys::signal(running.process.as_fd(), libc::SIGKILL);
+        // Another instance may have its key next.
+        self.unwatch(running.process.as_raw_fd());
+        self.killed.push(running);
+    }
+
+    /// Removes killed processes that have ended from the process table.
+    pub fn reap_killed(&mut self) {
+        self.killed.retain(|running| {
+            let has_ended = sys::has_ended(running.process.as_fd());
+            if has_ended {
+                sys::reap_child(running.process.as_fd());
+            }
+            !has_ended
+        });
+    }
+
     /// Handles the end of a process.
     pub fn finish_process(&mut self, key: Key) {
         // Events come in any order: a shell that has ended may have refused its request, and a process then takes its place.

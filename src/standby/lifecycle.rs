@@ -18,7 +18,6 @@ use super::links::Links;
 use super::live::{Live, Running, WakeFrames};
 use super::memory::Room;
 use super::metrics::Failure;
-use super::register::end_process;
 use super::registry::{Entry, Key, Origin, State};
 use super::sys::{self, Program, StartError};
 
@@ -314,7 +313,7 @@ impl Core {
     ) -> Result<(), (Failure, String)> {
         if let Err(error) = self.watch(Source::Process(key), running.process.as_raw_fd()) {
             // Unwatched, its end would stay unknown.
-            end_process(&running);
+            self.end_process(running);
             return Err((Failure::Start, format!("cannot watch the process: {error}")));
         }
         let deadline = Instant::now() + self.timeout;
@@ -337,7 +336,7 @@ impl Core {
         let Some(live) = &mut entry.live else { return };
         live.shell = None;
         if let Some(running) = live.running.take() {
-            end_process(&running);
+            self.end_process(running);
         }
         self.running.remove(&key);
         self.ungreeted.remove(&key);

@@ -9,7 +9,6 @@ use super::core::{Core, RUN, finish_removals, remove_snapshots};
 use super::inspection::{self, Described, Registration};
 use super::journal::Subject;
 use super::links::Links;
-use super::sys;
 
 /// Maximum length of an identifier in bytes.
 const MAX_ID: usize = 64;
@@ -186,18 +185,20 @@ impl Core {
         self.queue.remove(key);
         self.queue.end(key);
         self.running.remove(&key);
-        let Some(entry) = self.registry.remove(key) else {
+        let Some(mut entry) = self.registry.remove(key) else {
             return Ok(());
         };
-        if let Some(running) = entry.live.as_ref().and_then(|live| live.running.as_ref()) {
-            end_process(running);
+        if let Some(running) = entry.live.take().and_then(|live| live.running) {
+            self.end_process(running);
         }
         for suffix in ["pid", "sock", "log"] {
             let _ = std::fs::remove_file(Self::run_path(id, suffix));
         }
         if let Ok(config) = entry.parse() {
             self.leave_networks(&config);
-            self.shells.remove(&config);
+            for shell in self.shells.remove(&config) {
+                self.end_shell(shell);
+            }
             if config.suspend_to.is_some() {
                 self.start_waiting();
                 return Ok(());
@@ -233,22 +234,6 @@ impl Core {
 fn entry_has_failure(core: &Core, id: &str) -> bool {
     let entry = core.registry.find(id).and_then(|key| core.registry.get(key));
     entry.is_some_and(|entry| entry.has_failure)
-}
-
-/// Kills a process and removes it from the process table at its end, which a signal makes prompt.
-pub fn end_process(running: &super::live::Running) {
-    use std::os::fd::AsFd;
-    let _ = sys::signal(running.process.as_fd(), libc::SIGKILL);
-    let Ok(process) = running.process.try_clone() else {
-        return;
-    };
-    let pid = running.pid;
-    let spawned = std::thread::Builder::new()
-        .name("reap".into())
-        .spawn(move || sys::await_end(process.as_fd()));
-    if let Err(error) = spawned {
-        log::warn!("standby: process {pid} stays in the process table until the supervisor ends: {error}");
-    }
 }
 
 /// Checks that the snapshot has the named devices.

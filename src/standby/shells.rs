@@ -57,19 +57,19 @@ impl Shells {
         }
     }
 
-    /// Notes the end of an instance. The last one of a snapshot ends its shells: they end when their sockets are closed.
-    pub fn remove(&mut self, config: &Config) {
-        if let Some(count) = self
-            .used
-            .get_mut(&config.snapshot)
-            .filter(|_| is_possible(config))
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.used.remove(&config.snapshot);
-                self.ready.remove(&config.snapshot);
-            }
+    /// Notes the end of an instance. Returns the shells of its snapshot if it was the last one: they are used no more.
+    #[must_use]
+    pub fn remove(&mut self, config: &Config) -> VecDeque<Shell> {
+        let used = self.used.get_mut(&config.snapshot);
+        let Some(count) = used.filter(|_| is_possible(config)) else {
+            return VecDeque::new();
+        };
+        *count -= 1;
+        if *count > 0 {
+            return VecDeque::new();
         }
+        self.used.remove(&config.snapshot);
+        self.ready.remove(&config.snapshot).unwrap_or_default()
     }
 
     /// Returns the number of shells that wait.

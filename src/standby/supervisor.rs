@@ -166,6 +166,7 @@ impl Supervisor {
             left.min(WAKE_TICK)
         } else if core.running.is_empty()
             && core.queue.waiting() == 0
+            && core.killed.is_empty()
             && core.registration.is_none()
             && !core.journal.is_dirty()
             && !core.shells.is_missing()
@@ -191,6 +192,7 @@ impl Supervisor {
         self.finish_registration();
         let core = &mut self.core;
         core.sample();
+        core.reap_killed();
         core.check_deadlines();
         // While events leave no idle moment.
         core.greet_waking();

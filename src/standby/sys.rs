@@ -128,21 +128,26 @@ impl Exit {
 
 /// Returns the end of a process that has ended. A child is removed from the process table.
 pub fn reap(process: BorrowedFd<'_>) -> Exit {
+    reap_child(process).unwrap_or_else(|| exit_of_stranger(process))
+}
+
+/// Removes a child that has ended from the process table, and returns its end. Returns nothing if the process is no child.
+pub fn reap_child(process: BorrowedFd<'_>) -> Option<Exit> {
     // SAFETY: zeros are valid values of the integers of the structure.
     let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
     let id = libc::id_t::try_from(process.as_raw_fd()).unwrap_or_default();
     // SAFETY: `info` is valid for writes.
     let result = unsafe { libc::waitid(libc::P_PIDFD, id, &raw mut info, libc::WEXITED | libc::WNOHANG) };
     if result != 0 {
-        return exit_of_stranger(process);
+        return None;
     }
     // SAFETY: waitid has filled the fields of SIGCHLD.
     let status = unsafe { info.si_status() };
-    match info.si_code {
+    Some(match info.si_code {
         libc::CLD_EXITED => Exit::Status(u8::try_from(status & 0xff).unwrap_or(0)),
         libc::CLD_KILLED | libc::CLD_DUMPED => Exit::Signal(status),
         _ => Exit::Unknown,
-    }
+    })
 }
 
 /// Returns true if a process has ended.
@@ -154,18 +159,6 @@ pub fn has_ended(process: BorrowedFd<'_>) -> bool {
     };
     // SAFETY: the kernel reads and writes `poll`.
     unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
-}
-
-/// Waits for the end of a child, and removes it from the process table.
-pub fn await_end(process: BorrowedFd<'_>) {
-    let mut poll = libc::pollfd {
-        fd: process.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    // SAFETY: the structure is valid for reads and writes.
-    unsafe { libc::poll(&raw mut poll, 1, -1) };
-    reap(process);
 }
 
 /// Maximum wait in milliseconds until the parent of a process has read its status.
@@ -268,7 +261,7 @@ enum Step {
     Execute,
 }
 
-/// What the child needs. It shares the memory of this process, and may allocate nothing.
+/// Values that the child reads, and its failure. It shares the memory of this process, and may allocate nothing.
 struct Plan {
     path: *const c_char,
     arguments: *const *const c_char,

@@ -13,7 +13,6 @@ use super::config::Config;
 use super::core::{Core, RUN, Source};
 use super::live::Running;
 use super::metrics::Failure;
-use super::register::end_process;
 use super::registry::{Key, Origin};
 use super::shells::{Shell, is_possible};
 use super::sys::{self, Program};
@@ -34,22 +33,23 @@ impl Core {
         let Some(snapshot) = self.shells.missing().cloned() else {
             return;
         };
-        match self.start_shell(&snapshot) {
+        let number = self.shells.next;
+        self.shells.next += 1;
+        match self.start_shell(&snapshot, number) {
             Ok(shell) => self.shells.ready.entry(snapshot).or_default().push_back(shell),
             Err(error) => {
                 log::warn!(
                     "standby: cannot start a shell for {}: {error}",
                     snapshot.display()
                 );
+                let _ = fs::remove_file(record(number));
                 self.counters.fail(Failure::Shell);
                 self.shells.not_before = Instant::now() + PAUSE;
             }
         }
     }
 
-    fn start_shell(&mut self, snapshot: &Path) -> io::Result<Shell> {
-        let number = self.shells.next;
-        self.shells.next += 1;
+    fn start_shell(&mut self, snapshot: &Path, number: u32) -> io::Result<Shell> {
         let (stream, theirs) = UnixStream::pair()?;
         let text = |bytes: &[u8]| CString::new(bytes).map_err(io::Error::other);
         let program = text(self.programs.mayfly.as_os_str().as_bytes())?;
@@ -76,17 +76,32 @@ impl Core {
             index: number,
             generation: 0,
         };
-        self.watch(Source::Shell(key), child.process.as_raw_fd())?;
-        stream.set_nonblocking(true)?;
         let running = Running {
             pid: child.pid,
             process: child.process,
         };
-        Ok(Shell {
+        let watched = self
+            .watch(Source::Shell(key), running.process.as_raw_fd())
+            .and_then(|()| stream.set_nonblocking(true));
+        let shell = Shell {
             number,
             running,
             stream,
-        })
+        };
+        match watched {
+            Ok(()) => Ok(shell),
+            Err(error) => {
+                self.end_shell(shell);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a shell that is used no more.
+    pub fn end_shell(&mut self, shell: Shell) {
+        let _ = fs::remove_file(record(shell.number));
+        self.unwatch(shell.running.process.as_raw_fd());
+        self.end_process(shell.running);
     }
 
     /// Handles the end of a shell that waits.
@@ -124,7 +139,7 @@ impl Core {
             Err(error) => {
                 log::warn!("standby: shell {} is not used: {error}", shell.running.pid);
                 self.counters.fail(Failure::Shell);
-                end_process(&shell.running);
+                self.end_shell(shell);
                 None
             }
         }

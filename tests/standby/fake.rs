@@ -13,6 +13,7 @@
 //! | `hang` | accepts each suspend, and goes on |
 //! | `large` | uses 20 MiB of memory |
 //! | `shells end`, `shells refuse` | the shells end at once, or refuse their requests |
+//! | `shells stay` | the shells go on when their sockets are closed |
 //! | `late` | opens its API socket once the file `loaded` exists beside `behavior` |
 //! | `changed TEXT` | ends with status 119 if its arguments contain TEXT, once the file `loaded` exists |
 
@@ -79,6 +80,9 @@ fn run_shell(words: &[&str], records: &Path, behavior: &str) {
     let mut stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(number) });
     // The end of the supervisor closes the socket.
     let length = stream.read(&mut [0; 4096]).unwrap_or(0);
+    if behavior == "shells stay" {
+        thread::sleep(Duration::from_secs(100));
+    }
     if length > 0 {
         stream.write_all(b"{\"refused\":\"not this one\"}\n").unwrap();
         thread::sleep(Duration::from_secs(100));

@@ -79,6 +79,55 @@ fn shell_that_ends_is_replaced_and_not_used() {
     assert_eq!(supervisor.metric("mayfly_standby_shell_wakes_total"), 0);
 }
 
+/// Returns the lines of /proc of the supervisor's children, also of those that have ended and are not reaped.
+fn children(supervisor: &Supervisor) -> Vec<String> {
+    let parent = supervisor.pid().to_string();
+    let stats = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        // A process may end meanwhile.
+        let line = fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
+        let (_, fields) = line.rsplit_once(") ")?;
+        (fields.split(' ').nth(1) == Some(parent.as_str())).then_some(line)
+    });
+    stats.collect()
+}
+
+/// Returns the number of files in the run directory.
+fn count_run_files(supervisor: &Supervisor) -> usize {
+    fs::read_dir(supervisor.directory.path("state/run"))
+        .unwrap()
+        .count()
+}
+
+#[test]
+fn shells_end_with_the_last_instance_of_their_shape() {
+    let supervisor = Supervisor::start(&["--shells", "2"]);
+    // They do not end by themselves.
+    supervisor.set_behavior("shells stay");
+    for id in ["a", "b"] {
+        supervisor.register(id, json!({}));
+    }
+    let count = || supervisor.metric("mayfly_standby_shells");
+    scratch::wait_until("two shells wait", || count() == 2);
+    supervisor.expect("DELETE", "/instances/a", None);
+    assert_eq!((count(), children(&supervisor).len()), (2, 2));
+    supervisor.expect("DELETE", "/instances/b", None);
+    assert_eq!(count(), 0);
+    scratch::wait_until("the shells are reaped", || children(&supervisor).is_empty());
+    assert_eq!(count_run_files(&supervisor), 0);
+    assert_eq!(failures(&supervisor, "shell"), 0);
+}
+
+#[test]
+fn killed_process_is_reaped() {
+    let supervisor = Supervisor::start(&[]);
+    supervisor.register("web", json!({}));
+    supervisor.set_behavior("silent");
+    supervisor.set("web", "wake");
+    assert_eq!(children(&supervisor).len(), 1);
+    supervisor.expect("DELETE", "/instances/web?kill=true", None);
+    scratch::wait_until("the process is reaped", || children(&supervisor).is_empty());
+}
+
 #[test]
 fn process_takes_the_place_of_a_shell_that_refuses() {
     let supervisor = Supervisor::start(&["--shells", "1"]);
