@@ -1,9 +1,13 @@
 //! HTTP client of a server on a Unix socket, with one request per connection.
 //!
-//! A [`Client`] limits the time of a request and the memory of a response, also with a faulty server.
+//! A [`Client`] limits the time of a request and the memory of a response, also with a faulty server. A [`PendingRequest`] does not
+//! block; the caller limits its time.
+
+mod response;
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -12,9 +16,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use httparse::Status;
-
 use crate::http::MAX_SOCKET_PATH;
+
+use response::ResponseParser;
 
 /// Client of the server on one socket.
 #[derive(Clone, Debug)]
@@ -42,7 +46,7 @@ impl Client {
         let request = encode_request(method, target, body)?;
         let deadline = Deadline::start(&self.path, self.timeout);
         let stream = connect(&self.path, &deadline)?;
-        Exchange::new(stream, deadline).run(&request, method == "HEAD")
+        Exchange { stream, deadline }.run(&request, method == "HEAD")
     }
 }
 
@@ -111,12 +115,8 @@ fn connect_error(path: &Path, source: io::Error) -> Error {
     }
 }
 
-/// Maximum length of the head of a response in bytes.
-const MAX_HEAD: usize = 16 << 10;
 /// Maximum length of the body of a response in bytes.
 const MAX_BODY: usize = 16 << 20;
-/// Maximum number of headers in a response. Servers send about five.
-const HEADERS: usize = 64;
 /// Size of one read in bytes.
 const CHUNK_SIZE: usize = 16 << 10;
 
@@ -153,16 +153,10 @@ impl<'a> Deadline<'a> {
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> Error {
-        let path = self.path.to_owned();
         match source.kind() {
             // Errors of a socket at its timeout.
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.timeout_error(),
-            io::ErrorKind::ConnectionReset => Error::Closed(path),
-            _ => Error::System {
-                operation,
-                path,
-                source,
-            },
+            _ => lost(self.path, operation, source),
         }
     }
 }
@@ -189,44 +183,27 @@ fn encode_request(method: &str, target: &str, body: Option<&[u8]>) -> Result<Vec
     Ok(request)
 }
 
-/// Delimitation of a body, RFC 9112 §6.3.
-enum ResponseFraming {
-    Length(usize),
-    UntilEnd,
-}
-
-/// Connection with a request in progress.
+/// Connection with a request in progress, which blocks until its deadline.
 struct Exchange<'a> {
     stream: UnixStream,
     deadline: Deadline<'a>,
-    /// Received bytes that are not yet consumed.
-    received: Vec<u8>,
 }
 
-impl<'a> Exchange<'a> {
-    fn new(stream: UnixStream, deadline: Deadline<'a>) -> Self {
-        Self {
-            stream,
-            deadline,
-            received: Vec::new(),
-        }
-    }
-
+impl Exchange<'_> {
     /// Sends `request` and reads the response, without a body if `head_only` is true.
     fn run(mut self, request: &[u8], head_only: bool) -> Result<ClientResponse, Error> {
         self.send(request)?;
+        let mut parser = ResponseParser::new(head_only, MAX_BODY);
+        let mut chunk = [0; CHUNK_SIZE];
         loop {
-            let (status, framing) = self.head()?;
-            // RFC 9110 §15.2: any number of interim responses precedes the final response.
-            if status < 200 {
-                continue;
+            let count = self.receive(&mut chunk)?;
+            if count == 0 {
+                let path = self.deadline.path.to_owned();
+                return parser.finish().ok_or(Error::Closed(path));
             }
-            let body = match framing {
-                _ if head_only || status == 204 || status == 304 => Vec::new(),
-                ResponseFraming::Length(length) => self.body(length)?,
-                ResponseFraming::UntilEnd => self.body_until_end()?,
-            };
-            return Ok(ClientResponse { status, body });
+            if let Some(response) = parser.feed(&chunk[..count])? {
+                return Ok(response);
+            }
         }
     }
 
@@ -248,93 +225,100 @@ impl<'a> Exchange<'a> {
         Ok(())
     }
 
-    /// Waits for more bytes and returns their number, 0 at the end.
-    fn receive(&mut self) -> Result<usize, Error> {
-        let mut chunk = [0; CHUNK_SIZE];
+    /// Waits for bytes and returns their number, 0 at the end.
+    fn receive(&mut self, chunk: &mut [u8]) -> Result<usize, Error> {
         loop {
             let remaining = Some(self.deadline.remaining()?);
             let read = self
                 .stream
                 .set_read_timeout(remaining)
-                .and_then(|()| self.stream.read(&mut chunk));
+                .and_then(|()| self.stream.read(chunk));
             match read {
-                Ok(count) => {
-                    self.received.extend_from_slice(&chunk[..count]);
-                    return Ok(count);
-                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.deadline.failed("read from", error)),
+                result => return result.map_err(|error| self.deadline.failed("read from", error)),
             }
         }
-    }
-
-    /// Waits for more bytes. The end is an error.
-    fn receive_more(&mut self) -> Result<(), Error> {
-        match self.receive()? {
-            0 => Err(Error::Closed(self.deadline.path.to_owned())),
-            _ => Ok(()),
-        }
-    }
-
-    /// Consumes a complete head.
-    fn head(&mut self) -> Result<(u16, ResponseFraming), Error> {
-        loop {
-            let mut headers = [httparse::EMPTY_HEADER; HEADERS];
-            let mut response = httparse::Response::new(&mut headers);
-            let parsed = response.parse(&self.received).map_err(Error::Head)?;
-            if let (Status::Complete(length), Some(status)) = (parsed, response.code) {
-                let framing = framing(response.headers)?;
-                self.received.drain(..length);
-                return Ok((status, framing));
-            }
-            if self.received.len() > MAX_HEAD {
-                return Err(Error::Large(MAX_HEAD));
-            }
-            self.receive_more()?;
-        }
-    }
-
-    fn body(&mut self, length: usize) -> Result<Vec<u8>, Error> {
-        while self.received.len() < length {
-            self.receive_more()?;
-        }
-        self.received.truncate(length);
-        Ok(std::mem::take(&mut self.received))
-    }
-
-    fn body_until_end(&mut self) -> Result<Vec<u8>, Error> {
-        while self.receive()? > 0 {
-            if self.received.len() > MAX_BODY {
-                return Err(Error::Large(MAX_BODY));
-            }
-        }
-        Ok(std::mem::take(&mut self.received))
     }
 }
 
-fn framing(headers: &[httparse::Header<'_>]) -> Result<ResponseFraming, Error> {
-    let mut framing = ResponseFraming::UntilEnd;
-    for header in headers {
-        let value = String::from_utf8_lossy(header.value);
-        if header.name.eq_ignore_ascii_case("transfer-encoding") {
-            return Err(Error::Framing(format!("transfer encoding {value:?}")));
-        }
-        if !header.name.eq_ignore_ascii_case("content-length") {
-            continue;
-        }
-        let digits = value.trim();
-        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
-        let length: Option<usize> = plain.then(|| digits.parse().ok()).flatten();
-        framing = match (length, &framing) {
-            (Some(length), ResponseFraming::Length(other)) if length != *other => {
-                return Err(Error::Framing(format!("{other} and of {length} bytes")));
-            }
-            (Some(length), _) if length > MAX_BODY => return Err(Error::Large(MAX_BODY)),
-            (Some(length), _) => ResponseFraming::Length(length),
-            (None, _) => return Err(Error::Framing(format!("{digits:?} bytes"))),
-        };
+/// Request whose response is awaited without blocking, by the event loop of the caller.
+#[derive(Debug)]
+pub struct PendingRequest {
+    stream: UnixStream,
+    path: PathBuf,
+    /// None after the response.
+    parser: Option<ResponseParser>,
+}
+
+impl PendingRequest {
+    /// Sends a request on `stream`, a new non-blocking connection to the socket at `path`. `method`, `target` and `body` are those of
+    /// [`Client::request`]; together they must fit into the empty queue of the socket. `max_body` limits the body of the response in
+    /// bytes.
+    ///
+    /// # Errors
+    /// [`Error::Request`], [`Error::Closed`] and [`Error::System`].
+    pub fn send(
+        mut stream: UnixStream,
+        path: &Path,
+        (method, target, body): (&str, &str, Option<&[u8]>),
+        max_body: usize,
+    ) -> Result<Self, Error> {
+        let request = encode_request(method, target, body)?;
+        let sent = stream.write_all(&request);
+        sent.map_err(|source| lost(path, "write to", source))?;
+        Ok(Self {
+            stream,
+            path: path.to_owned(),
+            parser: Some(ResponseParser::new(method == "HEAD", max_body)),
+        })
     }
-    Ok(framing)
+
+    /// Reads the response as far as it has arrived. Returns it, with any status, once it is complete. Call it when the descriptor is
+    /// readable; after a result it returns nothing.
+    pub fn receive(&mut self) -> Option<Result<ClientResponse, Error>> {
+        let result = self.read_response().transpose()?;
+        self.parser = None;
+        Some(result)
+    }
+
+    fn read_response(&mut self) -> Result<Option<ClientResponse>, Error> {
+        let mut chunk = [0; 1024];
+        while let Some(parser) = &mut self.parser {
+            let response = match self.stream.read(&mut chunk) {
+                Ok(0) => {
+                    let response = self.parser.take().and_then(ResponseParser::finish);
+                    return response.map(Some).ok_or_else(|| Error::Closed(self.path.clone()));
+                }
+                Ok(count) => parser.feed(&chunk[..count])?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(lost(&self.path, "read from", error)),
+            };
+            if response.is_some() {
+                return Ok(response);
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl AsRawFd for PendingRequest {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+}
+
+/// Converts the failure of an `operation` on a connection. The server has ended if it did not read the request.
+fn lost(path: &Path, operation: &'static str, source: io::Error) -> Error {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Error::Closed(path),
+        _ => Error::System {
+            operation,
+            path,
+            source,
+        },
+    }
 }
 
 /// Failure to get a response.

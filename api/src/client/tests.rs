@@ -11,7 +11,8 @@ use std::{fs, iter};
 use proptest::prelude::{any, proptest};
 use scratch::Directory;
 
-use super::{Client, ClientResponse, Error, MAX_BODY, MAX_HEAD};
+use super::response::MAX_HEAD;
+use super::{Client, ClientResponse, Error, MAX_BODY, PendingRequest};
 use crate::http::testing::{BIG, Echo, Loop};
 use crate::http::{HttpLimits, Server};
 
@@ -371,4 +372,71 @@ proptest! {
         response.extend(bytes);
         let _ = respond(response);
     }
+}
+
+/// Returns the results of a pending request with `max_body` whose server sends `parts`, one after each part.
+fn results_of_pending(parts: &[&str], max_body: usize) -> Vec<Option<Result<ClientResponse, Error>>> {
+    let (client, mut server) = UnixStream::pair().unwrap();
+    client.set_nonblocking(true).unwrap();
+    let request = ("GET", "/x", None);
+    let mut pending = PendingRequest::send(client, Path::new("sock"), request, max_body).unwrap();
+    limit(&server);
+    assert!(read_request(&mut server).starts_with("GET /x HTTP/1.1\r\n"));
+    assert!(pending.receive().is_none());
+    let receive = |part: &&str| {
+        server.write_all(part.as_bytes()).unwrap();
+        pending.receive()
+    };
+    let mut results: Vec<_> = parts.iter().map(receive).collect();
+    drop(server);
+    results.push(pending.receive());
+    results
+}
+
+#[test]
+fn pending_request_never_blocks() {
+    let parts = [
+        "HTTP/1.1 100 \r\n\r\nHTTP/1.1 40",
+        "0 \r\nContent-Length: 3\r\n\r\nn",
+        "o.",
+    ];
+    let results = results_of_pending(&parts, 3);
+    let [None, None, Some(Ok(response)), None] = results.as_slice() else {
+        panic!("{results:?}");
+    };
+    assert_eq!((response.status, response.body.as_slice()), (400, &b"no."[..]));
+    let results = results_of_pending(&["HTTP/1.1 200 \r\n\r\nall"], 3);
+    let [None, Some(Ok(response))] = results.as_slice() else {
+        panic!("{results:?}");
+    };
+    assert_eq!(response.body, b"all");
+}
+
+#[test]
+fn pending_request_fails_with_its_connection() {
+    for part in [
+        "",
+        "HTTP/1.1 200 \r\n",
+        "HTTP/1.1 200 \r\nContent-Length: 3\r\n\r\nno",
+    ] {
+        let results = results_of_pending(&[part], 3);
+        assert!(
+            matches!(results.as_slice(), [None, Some(Err(Error::Closed(path)))] if path == Path::new("sock")),
+            "{results:?}"
+        );
+    }
+    for part in [
+        "HTTP/1.1 200 \r\nContent-Length: 4\r\n\r\n",
+        "HTTP/1.1 200 \r\n\r\nlong",
+    ] {
+        let results = results_of_pending(&[part], 3);
+        assert!(
+            matches!(results.as_slice(), [Some(Err(Error::Large(3))), None]),
+            "{results:?}"
+        );
+    }
+    let (client, server) = UnixStream::pair().unwrap();
+    drop(server);
+    let error = PendingRequest::send(client, Path::new("sock"), ("GET", "/", None), 3).unwrap_err();
+    assert!(matches!(error, Error::Closed(_)), "{error}");
 }
