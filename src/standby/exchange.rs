@@ -1,18 +1,20 @@
 //! Request to the API of an instance's process, without blocking.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 
+use api::client::{ClientResponse, Error as ClientError, PendingRequest};
 use serde_json::Value;
+use vmm::ErrorChain;
 
 use super::sys;
 
-/// Maximum length of a response in bytes.
-const MAX_RESPONSE: usize = 64 << 10;
+/// Maximum length of the body of a response in bytes.
+const MAX_BODY: usize = 64 << 10;
 
-/// Reason without a response: the process has ended.
-pub const CLOSED: &str = "it closed the connection";
+/// Path of the suspend in the API of a process.
+const SCALE_TO_ZERO: &str = "/scale-to-zero";
 
 /// Subject of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,32 +25,39 @@ pub enum Purpose {
     Suspend,
     /// Cancel a suspend.
     Cancel,
+    /// Learn if the guest is still being suspended.
+    State,
 }
 
 impl Purpose {
-    fn request(self) -> Vec<u8> {
-        let action = match self {
-            Self::Ready => {
-                return b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_vec();
-            }
-            Self::Suspend => "Suspend",
-            Self::Cancel => "Cancel",
-        };
-        let body = format!("{{\"action\":\"{action}\"}}");
-        let length = body.len();
-        let head = "PATCH /scale-to-zero HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n";
-        format!("{head}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes()
+    /// Returns method, target and body of the request.
+    fn request(self) -> (&'static str, &'static str, Option<&'static [u8]>) {
+        match self {
+            Self::Ready => ("GET", "/", None),
+            Self::State => ("GET", SCALE_TO_ZERO, None),
+            Self::Suspend => ("PATCH", SCALE_TO_ZERO, Some(b"{\"action\":\"Suspend\"}")),
+            Self::Cancel => ("PATCH", SCALE_TO_ZERO, Some(b"{\"action\":\"Cancel\"}")),
+        }
     }
+}
+
+/// Result of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The process has executed it. The body of the response, null without one.
+    Accepted(Value),
+    /// The process has rejected it with this reason, or its response is invalid.
+    Rejected(String),
+    /// The process has closed the connection: it has ended, or ends.
+    Closed,
 }
 
 /// A request in progress.
 #[derive(Debug)]
 pub struct Exchange {
-    /// The connection, readable when the response arrives.
-    pub stream: UnixStream,
     /// Subject of the request.
     pub purpose: Purpose,
-    received: Vec<u8>,
+    request: PendingRequest,
 }
 
 impl Exchange {
@@ -57,72 +66,51 @@ impl Exchange {
     /// # Errors
     /// Fails if no process listens.
     pub fn begin(path: &Path, purpose: Purpose) -> io::Result<Self> {
-        let mut stream = sys::connect(path)?;
-        // An empty socket takes a request of this length at once.
-        stream.write_all(&purpose.request())?;
+        let stream = sys::connect(path)?;
+        let request = PendingRequest::send(stream, path, purpose.request(), MAX_BODY);
         Ok(Self {
-            stream,
             purpose,
-            received: Vec::new(),
+            request: request.map_err(io::Error::other)?,
         })
     }
 
-    /// Reads the response as far as it has arrived. Returns it once it is complete: nothing if the request is accepted, or the
-    /// reason.
-    pub fn receive(&mut self) -> Option<Result<(), String>> {
-        let mut chunk = [0; 1024];
-        loop {
-            match self.stream.read(&mut chunk) {
-                Ok(0) => {
-                    return Some(self.evaluate().unwrap_or_else(|| Err(CLOSED.into())));
-                }
-                Ok(count) => self.received.extend_from_slice(&chunk[..count]),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return self.evaluate(),
-                // The process has ended before it has read the request.
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Some(Err(CLOSED.into())),
-                Err(error) => return Some(Err(error.to_string())),
-            }
-            if self.received.len() > MAX_RESPONSE {
-                return Some(Err("its response is too long".into()));
-            }
-        }
+    /// Reads the response as far as it has arrived. Returns the result once it is complete.
+    pub fn receive(&mut self) -> Option<Outcome> {
+        Some(match self.request.receive()? {
+            Ok(response) => evaluate(&response),
+            Err(ClientError::Closed(_)) => Outcome::Closed,
+            Err(error) => Outcome::Rejected(ErrorChain(&error).to_string()),
+        })
     }
+}
 
-    /// Evaluates the response if it is complete.
-    fn evaluate(&self) -> Option<Result<(), String>> {
-        let text = String::from_utf8_lossy(&self.received);
-        let (head, body) = text.split_once("\r\n\r\n")?;
-        let length = head.lines().find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case("content-length")
-                .then(|| value.trim().parse().ok())?
-        });
-        if body.len() < length.unwrap_or(0) {
-            return None;
-        }
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        if matches!(status, Some(200..=299)) {
-            return Some(Ok(()));
-        }
-        let body: Value = serde_json::from_str(body).unwrap_or_default();
-        let reason = body["fault_message"]
-            .as_str()
-            .unwrap_or("its response has no reason");
-        Some(Err(reason.to_owned()))
+impl AsRawFd for Exchange {
+    fn as_raw_fd(&self) -> RawFd {
+        self.request.as_raw_fd()
     }
+}
+
+fn evaluate(response: &ClientResponse) -> Outcome {
+    let body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
+    if response.is_success() {
+        return Outcome::Accepted(body);
+    }
+    let reason = body["fault_message"].as_str();
+    Outcome::Rejected(reason.unwrap_or("its response has no reason").to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsRawFd, BorrowedFd};
     use std::os::unix::net::UnixListener;
 
-    use super::{CLOSED, Exchange, Purpose};
+    use serde_json::{Value, json};
+
+    use super::{Exchange, Outcome, Purpose};
 
     /// Returns the result of a request whose server sends `parts`.
-    fn exchange(purpose: Purpose, parts: &[&str]) -> (String, Option<Result<(), String>>) {
+    fn exchange(purpose: Purpose, parts: &[&str]) -> (String, Option<Outcome>) {
         let directory = scratch::Directory::new();
         let listener = UnixListener::bind(directory.path("s")).unwrap();
         let mut exchange = Exchange::begin(&directory.path("s"), purpose).unwrap();
@@ -134,7 +122,9 @@ mod tests {
         for part in parts {
             assert_eq!(result, None);
             server.write_all(part.as_bytes()).unwrap();
-            scratch::await_readable(exchange.stream.as_fd()).unwrap();
+            // SAFETY: the exchange has the descriptor open.
+            let descriptor = unsafe { BorrowedFd::borrow_raw(exchange.as_raw_fd()) };
+            scratch::await_readable(descriptor).unwrap();
             result = exchange.receive();
         }
         (String::from_utf8_lossy(&request[..length]).into_owned(), result)
@@ -142,20 +132,21 @@ mod tests {
 
     #[test]
     fn response_is_evaluated_once_it_is_complete() {
-        let parts = ["HTTP/1.1 200 \r\nContent-Len", "gth: 5\r\n\r\n{\"a\"", "}"];
+        let parts = ["HTTP/1.1 200 \r\nContent-Len", "gth: 7\r\n\r\n{\"a\":", "1}"];
         let (request, result) = exchange(Purpose::Ready, &parts);
         assert!(request.starts_with("GET / HTTP/1.1\r\n"));
-        assert_eq!(result, Some(Ok(())));
+        assert_eq!(result, Some(Outcome::Accepted(json!({"a": 1}))));
         let (request, result) = exchange(Purpose::Suspend, &["HTTP/1.1 204 \r\n\r\n"]);
         assert!(request.ends_with("\r\n\r\n{\"action\":\"Suspend\"}"), "{request}");
-        assert_eq!(result, Some(Ok(())));
+        assert_eq!(result, Some(Outcome::Accepted(Value::Null)));
     }
 
     #[test]
     fn rejection_has_its_reason() {
         let body = r#"{"fault_message":"no"}"#;
         let response = format!("HTTP/1.1 400 \r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        assert_eq!(exchange(Purpose::Cancel, &[&response]).1, Some(Err("no".into())));
+        let rejected = Outcome::Rejected("no".into());
+        assert_eq!(exchange(Purpose::Cancel, &[&response]).1, Some(rejected));
     }
 
     #[test]
@@ -169,7 +160,7 @@ mod tests {
                 let _ = server.read(&mut [0; 512]).unwrap();
             }
             drop(server);
-            assert_eq!(exchange.receive(), Some(Err(CLOSED.into())), "{is_read}");
+            assert_eq!(exchange.receive(), Some(Outcome::Closed), "{is_read}");
         }
     }
 

@@ -13,7 +13,7 @@ use super::cgroup;
 use super::command::{Start, command};
 use super::config::Config;
 use super::core::{Core, Source};
-use super::exchange::{CLOSED, Exchange, Purpose};
+use super::exchange::{Exchange, Outcome, Purpose};
 use super::links::Links;
 use super::live::{Live, Running, WakeFrames};
 use super::memory::Room;
@@ -489,7 +489,7 @@ impl Core {
         let socket = self.socket(&entry.id, &entry.parse()?);
         let exchange = Exchange::begin(&socket, purpose)
             .map_err(|error| format!("cannot reach the process at {}: {error}", socket.display()))?;
-        let watched = self.watch(Source::Exchange(key), exchange.stream.as_raw_fd());
+        let watched = self.watch(Source::Exchange(key), exchange.as_raw_fd());
         watched.map_err(|error| format!("cannot wait for the process: {error}"))?;
         if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
             live.exchange = Some(exchange);
@@ -508,38 +508,69 @@ impl Core {
         let Some(exchange) = &mut live.exchange else {
             return;
         };
-        let Some(result) = exchange.receive() else { return };
+        let Some(outcome) = exchange.receive() else { return };
         let purpose = exchange.purpose;
         live.exchange = None;
-        // Without a response, the process has ended before its guest runs; else it is asked again.
-        if purpose == Purpose::Ready && matches!(&result, Err(reason) if reason == CLOSED) {
-            return;
-        }
-        live.deadline = None;
-        match (purpose, result) {
+        match (state, purpose, outcome) {
+            // Without a response, the process has ended before its guest runs; else it is asked again.
+            (State::Waking, Purpose::Ready, Outcome::Closed) => {}
             // Each response shows that its event loop runs, and with it the guest.
-            (Purpose::Ready, _) if state == State::Waking => self.note_running(key),
-            // The process ends with the suspend, at the latest at the deadline.
-            (Purpose::Suspend, Err(reason)) if reason == CLOSED => {
-                live.deadline = Some(deadline);
-            }
-            (Purpose::Suspend, Err(reason)) if state == State::Suspending => {
+            (State::Waking, Purpose::Ready, _) => self.note_running(key),
+            (State::Suspending, Purpose::Suspend, Outcome::Rejected(reason)) => {
                 self.counters.fail(Failure::Suspend);
-                self.registry.set(
-                    key,
-                    State::Running,
-                    &format!("cannot suspend the guest: {reason}"),
-                );
+                self.note_resumed(key, &format!("cannot suspend the guest: {reason}"));
             }
-            (Purpose::Suspend, Ok(())) => {
-                live.deadline = Some(deadline);
+            // The process ends with the suspend, at the latest at the deadline.
+            (State::Suspending, Purpose::Suspend, _) => live.deadline = Some(deadline),
+            (State::Suspending, Purpose::Cancel, Outcome::Accepted(_)) => self.note_cancelled(key),
+            // Either its snapshot is complete, and the end of the process wakes the instance again; or its guest runs already.
+            (State::Suspending, Purpose::Cancel, Outcome::Rejected(_)) => {
+                live.is_cancel_rejected = true;
+                self.check_suspend(key);
             }
-            (Purpose::Cancel, Ok(())) if state == State::Suspending => {
-                live.wakes_again = false;
-                self.registry.set(key, State::Running, "the suspend is cancelled");
+            (State::Suspending, Purpose::State, Outcome::Accepted(body)) => {
+                if !matches!(body["state"].as_str(), Some("Suspending" | "Suspended") | None) {
+                    self.note_cancelled(key);
+                }
             }
-            // Too late: the end of the process wakes the instance again.
             _ => {}
+        }
+    }
+
+    /// Notes that the guest runs on after a suspend in progress.
+    fn note_resumed(&mut self, key: Key, reason: &str) {
+        self.registry.set(key, State::Running, reason);
+        if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
+            live.deadline = None;
+            live.wakes_again = false;
+            live.is_cancel_rejected = false;
+        }
+    }
+
+    /// Notes that the guest runs on after a cancelled suspend. A client may have requested another one meanwhile.
+    fn note_cancelled(&mut self, key: Key) {
+        let live = self.registry.get(key).and_then(|entry| entry.live.as_ref());
+        let suspends = live.is_some_and(|live| !live.wakes_again);
+        self.note_resumed(key, "the suspend is cancelled");
+        if suspends {
+            self.suspend(key);
+        }
+    }
+
+    /// Asks a process that has rejected to cancel its suspend if the guest runs. Without a response, its end or the deadline follows.
+    fn check_suspend(&mut self, key: Key) {
+        let live = self.registry.get(key).and_then(|entry| entry.live.as_ref());
+        if live.is_some_and(|live| live.is_cancel_rejected && live.exchange.is_none()) {
+            let _ = self.request(key, Purpose::State);
+        }
+    }
+
+    /// Asks all processes that have rejected to cancel their suspends.
+    pub fn check_suspends(&mut self) {
+        if self.registry.count(State::Suspending) > 0 {
+            for key in self.running.iter().copied().collect::<Vec<_>>() {
+                self.check_suspend(key);
+            }
         }
     }
 
@@ -551,6 +582,7 @@ impl Core {
         };
         entry.origin = Origin::Latest;
         let Some(live) = &mut entry.live else { return };
+        live.deadline = None;
         live.active_at = Instant::now();
         let (time, suspends) = (live.woken_at.elapsed(), live.suspends_next);
         let is_found = live.found.is_some();
@@ -594,6 +626,8 @@ impl Core {
                         .set(key, State::Suspending, "a client has requested it");
                     if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
                         live.deadline = Some(deadline);
+                        live.wakes_again = false;
+                        live.is_cancel_rejected = false;
                     }
                 }
                 Err(reason) => {
@@ -612,11 +646,15 @@ impl Core {
 
     /// Cancels a suspend, or wakes the instance again at its end.
     fn cancel_suspend(&mut self, key: Key) {
-        if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
-            live.wakes_again = true;
+        let live = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut());
+        let Some(live) = live else { return };
+        live.wakes_again = true;
+        let purpose = live.exchange.as_ref().map(|exchange| exchange.purpose);
+        let is_requested = live.is_cancel_rejected || purpose == Some(Purpose::Cancel);
+        if !is_requested {
+            // Without the request, the instance is woken at the end of its process.
+            let _ = self.request(key, Purpose::Cancel);
         }
-        // Without the request, the instance is woken at the end of its process.
-        let _ = self.request(key, Purpose::Cancel);
     }
 
     /// Ends waits whose time is over.
@@ -649,7 +687,9 @@ impl Core {
                     self.counters.fail(Failure::Timeout);
                     let _ = sys::signal(running.process.as_fd(), libc::SIGKILL);
                 }
+                // `wakes_again` stays: the process may still end by this suspend.
                 (State::Suspending, _) => {
+                    live.is_cancel_rejected = false;
                     self.counters.fail(Failure::Timeout);
                     let reason = "cannot suspend the guest: the process has not ended in time (--timeout)";
                     self.registry.set(key, State::Running, reason);

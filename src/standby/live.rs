@@ -85,6 +85,8 @@ pub struct Live {
     pub is_late: bool,
     /// Wake it again at the end of the process.
     pub wakes_again: bool,
+    /// The process has rejected to cancel its suspend: each tick asks if its guest runs.
+    pub is_cancel_rejected: bool,
     /// Suspend it once it runs.
     pub suspends_next: bool,
     /// Processor time at the last sample in ticks.
@@ -109,6 +111,7 @@ impl Live {
             frames,
             is_late: false,
             wakes_again: false,
+            is_cancel_rejected: false,
             suspends_next: false,
             cpu_ticks: 0,
             active_at: now,

@@ -194,6 +194,7 @@ impl Supervisor {
         core.sample();
         core.reap_killed();
         core.check_deadlines();
+        core.check_suspends();
         // While events leave no idle moment.
         core.greet_waking();
         core.start_waiting();

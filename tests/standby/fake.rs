@@ -11,6 +11,7 @@
 //! | `end N` | runs for some milliseconds, then ends with status N |
 //! | `refuse` | rejects each suspend |
 //! | `hang` | accepts each suspend, and goes on |
+//! | `committed` | never responds to a suspend, rejects to cancel it, and reports the state in the file `reported`; ends with the suspend once the file `loaded` exists |
 //! | `large` | uses 20 MiB of memory |
 //! | `shells end`, `shells refuse` | the shells end at once, or refuse their requests |
 //! | `shells stay` | the shells go on when their sockets are closed |
@@ -206,20 +207,47 @@ fn write_generation(directory: &Path) {
     reason = "the supervisor or the test ends this process"
 )]
 fn serve(listener: &UnixListener, suspend_to: Option<&str>, behavior: &str) {
+    let records = std::env::var(RECORDS).unwrap();
+    let records = Path::new(&records);
+    let mut held = Vec::new();
     loop {
         let mut stream = listener.accept().unwrap().0;
         let mut request = [0; 1024];
         let length = stream.read(&mut request).unwrap();
         let request = String::from_utf8_lossy(&request[..length]);
-        if request.contains("Suspend") && !matches!(behavior, "refuse" | "hang") {
+        if request.contains("Suspend") && !matches!(behavior, "refuse" | "hang" | "committed") {
             if let Some(directory) = suspend_to {
                 write_generation(Path::new(directory));
             }
             process::exit(SUSPENDED);
         }
+        if request.contains("Suspend") && behavior == "committed" {
+            let (loaded, directory) = (records.to_owned(), suspend_to.map(Path::new).unwrap().to_owned());
+            thread::spawn(move || {
+                await_loaded(&loaded);
+                write_generation(&directory);
+                process::exit(SUSPENDED);
+            });
+            let mut log = File::options();
+            let mut log = log
+                .create(true)
+                .append(true)
+                .open(records.join("suspends"))
+                .unwrap();
+            log.write_all(b"s").unwrap();
+            held.push(stream);
+            continue;
+        }
+        if request.starts_with("GET /scale-to-zero") {
+            let state = fs::read_to_string(records.join("reported")).unwrap_or("Suspended".into());
+            let body = format!("{{\"state\":\"{state}\"}}");
+            let head = format!("HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all((head + &body).as_bytes());
+            continue;
+        }
         let response = match request.starts_with("GET") || behavior == "hang" {
             true => "HTTP/1.1 200 \r\nContent-Length: 19\r\n\r\n{\"state\":\"Running\"}",
-            false => "HTTP/1.1 400 \r\nContent-Length: 28\r\n\r\n{\"fault_message\":\"not today\"}",
+            false => "HTTP/1.1 400 \r\nContent-Length: 29\r\n\r\n{\"fault_message\":\"not today\"}",
         };
         let _ = stream.write_all(response.as_bytes());
     }

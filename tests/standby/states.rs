@@ -303,6 +303,72 @@ fn rejected_suspend_leaves_the_instance_running() {
     assert_eq!(supervisor.get("web")["state"], "running");
 }
 
+/// Starts a supervisor with `options` of `web`, which a client wakes while its process rejects to cancel the suspend.
+fn wake_too_late(options: &[&str]) -> Supervisor {
+    let supervisor = Supervisor::start(options);
+    supervisor.register("web", json!({}));
+    supervisor.set_behavior("committed");
+    supervisor.set("web", "wake");
+    supervisor.await_state("web", "running");
+    supervisor.set_behavior("");
+    supervisor.set("web", "suspend");
+    supervisor.set("web", "wake");
+    supervisor
+}
+
+#[test]
+fn wake_after_the_commit_of_a_suspend_follows_its_end() {
+    let supervisor = wake_too_late(&[]);
+    assert_eq!(supervisor.get("web")["state"], "suspending");
+    supervisor.directory.write("snapshot/loaded", "");
+    scratch::wait_until("the next process runs", || {
+        let web = supervisor.get("web");
+        web["state"] == "running" && web["wakes"] == 2
+    });
+    assert_eq!(supervisor.metric("mayfly_standby_suspends_total"), 1);
+    assert_eq!(supervisor.starts().len(), 2);
+}
+
+#[test]
+fn rejected_cancel_of_a_suspend_that_has_ended_leaves_the_instance_running() {
+    let supervisor = wake_too_late(&[]);
+    supervisor.directory.write("snapshot/reported", "Busy");
+    assert_eq!(
+        supervisor.await_state("web", "running"),
+        "the suspend is cancelled"
+    );
+    assert_eq!(supervisor.get("web")["wakes"], 1);
+    // No wake follows a later end.
+    supervisor.set("web", "suspend");
+    supervisor.directory.write("snapshot/loaded", "");
+    supervisor.await_state("web", "suspended");
+}
+
+#[test]
+fn committed_suspend_without_end_is_given_up_and_its_end_wakes() {
+    let supervisor = wake_too_late(&["--timeout", "1"]);
+    let reason = supervisor.await_state("web", "running");
+    assert!(reason.contains("has not ended in time"), "{reason}");
+    assert_eq!(supervisor.get("web")["wakes"], 1);
+    supervisor.directory.write("snapshot/loaded", "");
+    scratch::wait_until("the next process runs", || {
+        let web = supervisor.get("web");
+        web["state"] == "running" && web["wakes"] == 2
+    });
+}
+
+#[test]
+fn suspend_after_a_wake_is_repeated_once_the_cancel_has_succeeded() {
+    let supervisor = wake_too_late(&[]);
+    supervisor.set("web", "suspend");
+    supervisor.directory.write("snapshot/reported", "Busy");
+    let requests = supervisor.directory.path("snapshot/suspends");
+    scratch::wait_until("the suspend is requested again", || {
+        fs::read(&requests).unwrap_or_default().len() == 2
+    });
+    assert_eq!(supervisor.get("web")["state"], "suspending");
+}
+
 #[test]
 fn suspend_before_the_guest_runs_follows_the_wake() {
     let supervisor = Supervisor::start(&[]);
