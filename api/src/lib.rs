@@ -3,7 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`http`] | HTTP server, independent of the VMM |
-//! | [`client`] | HTTP client, for `mayfly ctl` |
+//! | [`client`] | HTTP client, for `mayfly ctl` and the supervisor |
 //! | [`schema`] | bodies of requests and responses |
 //! | [`process`] | log, metrics file and identity of the process |
 //! | [`metrics`] | formats and file of the metrics |

@@ -1,4 +1,4 @@
-//! The supervisor's state, on disk and in memory, and what it watches.
+//! The supervisor's state, on disk and in memory, and its event sources.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
@@ -16,13 +16,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::args::Args;
 use super::command::{JAIL_SOCKET, Programs, jail_root};
 use super::config::Config;
-use super::inspection::{Inspector, Registration};
+use super::inspection::{self, Inspection, Inspector, Registration};
 use super::journal::{self, Journal, Record, Subject};
 use super::live::Running;
 use super::metrics::Counters;
 use super::net::tap::Scratch;
 use super::networks::Networks;
 use super::passed::PassedTaps;
+use super::preparation::{self, Prepared};
 use super::procfs;
 use super::queue::WakeQueue;
 use super::registry::{Key, Origin, Registry, State};
@@ -92,6 +93,8 @@ pub enum Source {
     Sockets,
     /// End of the inspection of a snapshot.
     Inspection,
+    /// End of a preparation of files.
+    Preparation,
     /// End of a compaction of the journal.
     Journal,
     /// End of a process.
@@ -126,6 +129,7 @@ impl Source {
             Self::Shell(key) => (8, Some(key)),
             Self::Reply(key) => (9, Some(key)),
             Self::Inspection => (10, None),
+            Self::Preparation => (11, None),
         };
         let key = key.map_or(0, |key| {
             let generation = u64::from(key.generation) & ((1 << GENERATION_BITS) - 1);
@@ -153,6 +157,7 @@ impl Source {
             8 => Self::Shell(key),
             9 => Self::Reply(key),
             10 => Self::Inspection,
+            11 => Self::Preparation,
             _ => return None,
         })
     }
@@ -172,6 +177,10 @@ pub struct Core {
     pub running: BTreeSet<Key>,
     /// Killed processes in the process table.
     pub killed: Vec<Running>,
+    /// Instances whose directories a thread accesses.
+    pub preparing: BTreeSet<Key>,
+    /// Accesses that were given up, and have not ended.
+    pub unresponsive: BTreeMap<Key, Inspection<Result<Prepared, String>>>,
     /// Instances whose processes are not asked yet if their guests run.
     pub ungreeted: BTreeSet<Key>,
     /// Descriptors for new processes.
@@ -192,6 +201,8 @@ pub struct Core {
     pub timeout: Duration,
     /// Reads the snapshots of registrations.
     pub inspector: Inspector,
+    /// Prepares the files of starts.
+    pub preparer: Inspector,
     /// Registration whose snapshot is read.
     pub registration: Option<Registration>,
     /// Maximum number of instances.
@@ -244,7 +255,7 @@ impl Core {
         let journal = journal.map_err(Error::Journal)?;
         let run = CString::new(RUN).unwrap_or_default();
         let sockets = sys::watch_directory(&run).map_err(failed("watch the directory of sockets"))?;
-        let inspector = Inspector::new().map_err(failed("create an eventfd"))?;
+        let inspector = |max_threads| Inspector::new(max_threads).map_err(failed("create an eventfd"));
         let mut core = Self {
             epoll: Epoll::new().map_err(failed("create an epoll instance"))?,
             registry,
@@ -252,6 +263,8 @@ impl Core {
             queue: WakeQueue::new(args.max_wakes as usize),
             running: BTreeSet::new(),
             killed: Vec::new(),
+            preparing: BTreeSet::new(),
+            unresponsive: BTreeMap::new(),
             ungreeted: BTreeSet::new(),
             slots,
             programs,
@@ -261,7 +274,8 @@ impl Core {
             directory,
             memory_limit_kib: args.memory_limit.map(|bytes| bytes >> 10),
             timeout: Duration::from_secs(args.timeout.into()),
-            inspector,
+            inspector: inspector(inspection::MAX_THREADS)?,
+            preparer: inspector(preparation::MAX_THREADS)?,
             registration: None,
             max_instances: args.max_instances as usize,
             cgroup,
@@ -274,14 +288,34 @@ impl Core {
             synced_at: Instant::now(),
             _lock: lock,
         };
-        core.watch(Source::Sockets, core.sockets.as_raw_fd())
-            .map_err(failed("watch sockets"))?;
-        core.watch(Source::Journal, core.journal.done().as_raw_fd())
-            .map_err(failed("watch the journal"))?;
-        core.watch(Source::Inspection, core.inspector.signal().as_raw_fd())
-            .map_err(failed("watch inspections"))?;
+        core.watch_sources()?;
         core.open_networks(networks);
         Ok(core)
+    }
+
+    /// Watches the descriptors that are always open.
+    fn watch_sources(&self) -> Result<(), Error> {
+        for (source, descriptor, operation) in [
+            (Source::Sockets, self.sockets.as_raw_fd(), "watch sockets"),
+            (
+                Source::Journal,
+                self.journal.done().as_raw_fd(),
+                "watch the journal",
+            ),
+            (
+                Source::Inspection,
+                self.inspector.signal().as_raw_fd(),
+                "watch inspections",
+            ),
+            (
+                Source::Preparation,
+                self.preparer.signal().as_raw_fd(),
+                "watch preparations",
+            ),
+        ] {
+            self.watch(source, descriptor).map_err(failed(operation))?;
+        }
+        Ok(())
     }
 
     /// Watches `descriptor` for input.
@@ -496,7 +530,7 @@ pub fn remove_snapshots(directory: &Path) {
     remove(renamed.unwrap_or_else(|| directory.to_owned()));
 }
 
-/// Removes what removals of an earlier supervisor have left.
+/// Completes the removals of an earlier supervisor.
 pub fn finish_removals() {
     for file in fs::read_dir(SUSPENDED).into_iter().flatten().flatten() {
         if file.file_name().to_string_lossy().contains(REMOVED) {
@@ -561,6 +595,7 @@ mod tests {
             Source::Shell(key),
             Source::Reply(key),
             Source::Inspection,
+            Source::Preparation,
         ] {
             assert_eq!(Source::from_data(source.data()), Some(source));
         }

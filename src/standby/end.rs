@@ -57,6 +57,17 @@ impl Core {
             // The event was that of the shell.
             return;
         }
+        let Some(live) = &entry.live else { return };
+        let mut exit = live.running.as_ref().map_or(Exit::Unknown, end_of);
+        if exit == Exit::Unknown && live.found.is_some() {
+            match self.unknown_end(key) {
+                Some(known) => exit = known,
+                None => return,
+            }
+        }
+        let Some(entry) = self.registry.get_mut(key) else {
+            return;
+        };
         let Some(live) = entry.live.take() else { return };
         let (mut state, id) = (entry.state, entry.id.clone());
         if live.found.is_some() && state == State::Waking {
@@ -65,10 +76,6 @@ impl Core {
         }
         entry.memory_kib = u32::try_from(live.memory_kib).unwrap_or(u32::MAX);
         self.running.remove(&key);
-        let mut exit = live.running.as_ref().map_or(Exit::Unknown, end_of);
-        if let (Exit::Unknown, Some(found), Some(entry)) = (exit, &live.found, self.registry.get(key)) {
-            exit = self.unknown_end(entry, found.generation.as_deref());
-        }
         self.queue.end(key);
         let log = Self::run_path(&id, "log");
         let line = last_line(&log).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Inspection of the snapshot of a registration, on a thread: its file system may be slow, or never respond.
+//! Access to files on a thread: their file system may be slow, or never respond. For example the snapshot of a registration.
 
 use std::io;
 use std::path::Path;
@@ -12,17 +12,22 @@ use vmm::config::VmConfig;
 use vmm::control;
 use vmm_sys_util::eventfd::EventFd;
 
-/// Maximum number of threads whose file systems do not respond.
-const MAX_THREADS: usize = 8;
+/// Maximum number of threads that read the snapshots of registrations.
+pub const MAX_THREADS: usize = 8;
+
+/// Reason of an inspection that does not end in time.
+const UNRESPONSIVE: &str = "its file system does not respond in time";
 
 /// Description of a snapshot, or the reason for its rejection.
 pub type Described = Result<VmConfig, String>;
 
-/// Threads that inspect snapshots, and their signal.
+/// Threads that access files, and their signal.
 #[derive(Debug)]
 pub struct Inspector {
     /// Signalled at the end of an inspection.
     signal: Arc<EventFd>,
+    /// Maximum number of threads.
+    max_threads: usize,
 }
 
 /// Registration of an instance, while its snapshot is read.
@@ -33,24 +38,31 @@ pub struct Registration {
     /// Body of the request.
     pub body: Vec<u8>,
     /// Reading of the snapshot.
-    pub inspection: Inspection,
+    pub inspection: Inspection<Described>,
 }
 
 /// An inspection in progress.
 #[derive(Debug)]
-pub struct Inspection {
-    result: Receiver<Described>,
+pub struct Inspection<T> {
+    result: Receiver<T>,
     deadline: Instant,
 }
 
+impl<T> Inspection<T> {
+    /// Returns true if it has ended. Takes its result.
+    pub fn has_ended(&self) -> bool {
+        !matches!(self.result.try_recv(), Err(TryRecvError::Empty))
+    }
+}
+
 impl Inspector {
-    /// Prepares the signal.
+    /// Prepares the signal of at most `max_threads` threads.
     ///
     /// # Errors
     /// Fails without descriptors.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(max_threads: usize) -> io::Result<Self> {
         let signal = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        Ok(Self { signal })
+        Ok(Self { signal, max_threads })
     }
 
     /// Returns the eventfd that is readable at the end of an inspection.
@@ -58,20 +70,20 @@ impl Inspector {
         &self.signal
     }
 
-    /// Begins `inspect`, usually [`describe`], on a thread.
+    /// Begins `inspect`, for example [`describe`], on a thread.
     ///
     /// # Errors
     /// A text if there is no thread for it.
-    pub fn begin(
+    pub fn begin<T: Send + 'static>(
         &self,
         timeout: Duration,
-        inspect: impl FnOnce() -> Described + Send + 'static,
-    ) -> Result<Inspection, String> {
+        inspect: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Inspection<T>, String> {
         // One reference is that of this structure, each thread has another one.
         let threads = Arc::strong_count(&self.signal) - 1;
-        if threads >= MAX_THREADS {
+        if threads >= self.max_threads {
             return Err(format!(
-                "cannot read the snapshot: the file systems of {threads} others do not respond; repair them first"
+                "cannot access its files: the file systems of {threads} others do not respond; repair them first"
             ));
         }
         let (sender, result) = mpsc::channel();
@@ -81,24 +93,19 @@ impl Inspector {
             let _ = sender.send(inspect());
             let _ = signal.write(1);
         });
-        spawned.map_err(|error| format!("cannot start a thread that reads the snapshot: {error}"))?;
+        spawned.map_err(|error| format!("cannot start a thread that accesses its files: {error}"))?;
         let deadline = Instant::now() + timeout;
         Ok(Inspection { result, deadline })
     }
 
-    /// Returns the result of `inspection` once it has ended or its time is over.
-    pub fn result(&self, inspection: &Inspection) -> Option<Described> {
+    /// Returns the result of `inspection` once it has ended, or the reason once its time is over.
+    pub fn result<T>(&self, inspection: &Inspection<T>) -> Option<Result<T, &'static str>> {
         // Before the result: a later signal reports a later end.
         let _ = self.signal.read();
         match inspection.result.try_recv() {
-            Ok(result) => Some(result),
-            Err(TryRecvError::Disconnected) => Some(Err("snapshot_path: cannot read the snapshot".into())),
-            Err(TryRecvError::Empty) => (Instant::now() >= inspection.deadline).then(|| {
-                Err(
-                    "snapshot_path: cannot read the snapshot: its file system does not respond in time"
-                        .into(),
-                )
-            }),
+            Ok(result) => Some(Ok(result)),
+            Err(TryRecvError::Disconnected) => Some(Err("its thread has ended without a result")),
+            Err(TryRecvError::Empty) => (Instant::now() >= inspection.deadline).then_some(Err(UNRESPONSIVE)),
         }
     }
 }
@@ -127,13 +134,13 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use super::{Inspector, MAX_THREADS};
+    use super::{Described, Inspector, MAX_THREADS};
 
     #[test]
     fn result_arrives_with_the_signal() {
-        let inspector = Inspector::new().unwrap();
+        let inspector = Inspector::new(MAX_THREADS).unwrap();
         let (go, wait) = mpsc::channel::<()>();
-        let inspect = move || {
+        let inspect = move || -> Described {
             let _ = wait.recv_timeout(scratch::TIMEOUT);
             Err("no".into())
         };
@@ -141,25 +148,25 @@ mod tests {
         assert!(inspector.result(&inspection).is_none());
         go.send(()).unwrap();
         scratch::wait_until("the signal", || inspector.signal().read().is_ok());
-        assert_eq!(inspector.result(&inspection).unwrap().unwrap_err(), "no");
+        assert_eq!(inspector.result(&inspection).unwrap().unwrap().unwrap_err(), "no");
     }
 
     #[test]
     fn stuck_inspections_end_and_are_limited() {
-        let inspector = Inspector::new().unwrap();
+        let inspector = Inspector::new(MAX_THREADS).unwrap();
         let mut stuck = Vec::new();
         for _ in 0..MAX_THREADS {
             let (go, wait) = mpsc::channel::<()>();
             let inspect = move || {
                 let _ = wait.recv_timeout(scratch::TIMEOUT);
-                Err("late".into())
             };
             let inspection = inspector.begin(Duration::ZERO, inspect).unwrap();
             let reason = inspector.result(&inspection).unwrap().unwrap_err();
             assert!(reason.ends_with("does not respond in time"), "{reason}");
+            assert!(!inspection.has_ended());
             stuck.push(go);
         }
-        let begin = || inspector.begin(scratch::TIMEOUT, || Err("no".into()));
+        let begin = || inspector.begin(scratch::TIMEOUT, || "next");
         assert!(begin().unwrap_err().contains("of 8 others do not respond"));
         drop(stuck);
         let mut next = None;
@@ -173,6 +180,6 @@ mod tests {
             result = inspector.result(next.as_ref().unwrap());
             result.is_some()
         });
-        assert_eq!(result.unwrap().unwrap_err(), "no");
+        assert_eq!(result.unwrap(), Ok("next"));
     }
 }

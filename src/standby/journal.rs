@@ -34,7 +34,7 @@ pub enum Subject {
     Network,
     /// Registration of an instance.
     Instance,
-    /// Reason why an instance has failed, and what its next wake must do.
+    /// Reason of a failed instance, and origin of its next wake.
     Failure,
 }
 

@@ -4,10 +4,11 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, lchown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+use serde_json::Value;
 
 use super::cgroup;
 use super::command::{Start, command};
@@ -18,6 +19,7 @@ use super::links::Links;
 use super::live::{Live, Running, WakeFrames};
 use super::memory::Room;
 use super::metrics::Failure;
+use super::preparation::Prepared;
 use super::registry::{Entry, Key, Origin, State};
 use super::sys::{self, Program, StartError};
 
@@ -160,8 +162,11 @@ impl Core {
             State::Suspended | State::Failed => {}
             State::Suspending => return self.cancel_suspend(key),
             State::Waking | State::Running => {
-                if let Some(live) = &mut entry.live {
+                let is_ending = self.is_ending(key);
+                if let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) {
                     live.suspends_next = false;
+                    // The packet that wakes it is not reported again.
+                    live.wakes_again |= is_ending;
                 }
                 return;
             }
@@ -188,7 +193,7 @@ impl Core {
             Cause::Refusal => "a drive has changed since the snapshot, so that on_crash applies",
         };
         self.registry.set(key, State::Waking, reason);
-        self.queue.push(key);
+        self.begin_wake(key);
         self.start_waiting();
     }
 
@@ -357,37 +362,19 @@ impl Core {
         }
     }
 
-    /// Prepares the directory of the next snapshot and the place of the API socket. Returns the directory.
-    ///
-    /// # Errors
-    /// The cause, for example a full disk.
-    pub fn prepare_files(&self, id: &str, config: &Config) -> Result<PathBuf, (Failure, String)> {
-        let suspend_to = self.suspend_directory(id, config);
-        let owner = config.jail.as_ref().map(|jail| (jail.uid, jail.gid));
-        create_directory(&suspend_to, owner).map_err(|error| {
-            (
-                Failure::Start,
-                format!("cannot create {}: {error}", suspend_to.display()),
-            )
-        })?;
-        // A name from an earlier process would not be reported again.
-        let _ = fs::remove_file(self.socket(id, config));
-        Ok(suspend_to)
-    }
-
     /// Returns program and arguments of a process.
     fn command_of(
         &self,
         config: &Config,
         entry: &Entry,
-        suspend_to: PathBuf,
+        (suspend_to, prepared): (PathBuf, &Prepared),
         taps: Vec<(&str, RawFd)>,
         frames: Vec<(&str, RawFd)>,
     ) -> Result<(CString, Vec<CString>), String> {
         let start = Start {
             id: &entry.id,
             origin: entry.origin,
-            source: source(config, entry.origin, &suspend_to),
+            source: source(config, entry.origin, &suspend_to, prepared),
             suspend_to,
             socket: self.socket(&entry.id, config),
             taps,
@@ -404,11 +391,11 @@ impl Core {
         &self,
         config: &Config,
         entry: &Entry,
-        suspend_to: PathBuf,
+        (suspend_to, prepared): (PathBuf, &Prepared),
         taps: Vec<(&str, RawFd)>,
         frames: Vec<(&str, RawFd)>,
     ) -> Result<Vec<String>, String> {
-        let (_, arguments) = self.command_of(config, entry, suspend_to, taps, frames)?;
+        let (_, arguments) = self.command_of(config, entry, (suspend_to, prepared), taps, frames)?;
         let arguments = arguments.into_iter().map(CString::into_string);
         arguments
             .collect::<Result<_, _>>()
@@ -421,13 +408,10 @@ impl Core {
             let operation = operation.to_owned();
             move |error: io::Error| (Failure::Start, format!("cannot {operation}: {error}"))
         };
-        let suspend_to = self.prepare_files(&id, config)?;
+        let (suspend_to, prepared) = self.prepare_files(key, config)?;
         let mut identity = Self::create_file(&Self::run_path(&id, "pid"))
             .map_err(system("create the file of the process ID"))?;
-        let record = self
-            .registry
-            .get(key)
-            .map(|entry| self.record(entry, &suspend_to));
+        let record = self.registry.get(key).map(|entry| self.record(entry, &prepared));
         identity
             .write_all(record.unwrap_or_default().as_bytes())
             .map_err(system("write the file of the process ID"))?;
@@ -450,7 +434,7 @@ impl Core {
             (*id, slots.number(inherited.len() - 1))
         });
         let first = first.collect();
-        let command = self.command_of(config, entry, suspend_to, taps, first);
+        let command = self.command_of(config, entry, (suspend_to, &prepared), taps, first);
         let (path, arguments) = command.map_err(load)?;
         let started = self.slots.start(&Program {
             path: &path,
@@ -528,10 +512,8 @@ impl Core {
                 live.is_cancel_rejected = true;
                 self.check_suspend(key);
             }
-            (State::Suspending, Purpose::State, Outcome::Accepted(body)) => {
-                if !matches!(body["state"].as_str(), Some("Suspending" | "Suspended") | None) {
-                    self.note_cancelled(key);
-                }
+            (State::Suspending, Purpose::State, Outcome::Accepted(body)) if is_awake(&body) => {
+                self.note_cancelled(key);
             }
             _ => {}
         }
@@ -606,14 +588,20 @@ impl Core {
     /// Suspends an instance.
     pub fn suspend(&mut self, key: Key) {
         let deadline = Instant::now() + self.timeout;
+        let is_ending = self.is_ending(key);
         let Some(entry) = self.registry.get_mut(key) else {
             return;
         };
         match entry.state {
+            State::Waking if is_ending => {
+                if let Some(live) = &mut entry.live {
+                    live.wakes_again = false;
+                }
+            }
             State::Waking => {
                 if let Some(live) = entry.live.as_mut().filter(|live| live.running.is_some()) {
                     live.suspends_next = true;
-                } else if self.queue.remove(key) {
+                } else if self.queue.remove(key) || self.preparing.remove(&key) {
                     self.drop_live(key);
                     self.registry
                         .set(key, State::Suspended, "a client has requested it");
@@ -708,24 +696,17 @@ impl Core {
     }
 }
 
+/// Returns true if the response to [`Purpose::State`] is that of a process without a suspend in progress.
+fn is_awake(body: &Value) -> bool {
+    let state = body["state"].as_str();
+    state.is_some_and(|state| !matches!(state, "Suspending" | "Suspended"))
+}
+
 /// Returns the directory of the snapshot from which an instance wakes.
-fn source(config: &Config, origin: Origin, suspend_to: &Path) -> PathBuf {
-    let has_own = config.stateful && origin == Origin::Latest && suspend_to.join("current").exists();
-    if has_own {
+fn source(config: &Config, origin: Origin, suspend_to: &Path, prepared: &Prepared) -> PathBuf {
+    if config.stateful && origin == Origin::Latest && prepared.has_snapshot {
         suspend_to.to_owned()
     } else {
         config.snapshot.clone()
-    }
-}
-
-/// Creates a directory that only its owner may use: the user and group of `owner`, or this user.
-fn create_directory(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => match owner {
-            Some((user, group)) => lchown(path, Some(user), Some(group)),
-            None => Ok(()),
-        },
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::exchange::Exchange;
 use super::net::FirstFrames;
+use super::preparation::Preparation;
 
 /// Process of an instance.
 #[derive(Debug)]
@@ -79,6 +80,8 @@ pub struct Live {
     pub deadline: Option<Instant>,
     /// The process is one of an earlier supervisor.
     pub found: Option<Found>,
+    /// Access to its directory on a thread.
+    pub preparation: Preparation,
     /// Frames that the process gets first.
     pub frames: WakeFrames,
     /// The wait for its guest is over, and the process is killed.
@@ -108,6 +111,7 @@ impl Live {
             exchange: None,
             deadline: None,
             found: None,
+            preparation: Preparation::None,
             frames,
             is_late: false,
             wakes_again: false,

@@ -7,16 +7,17 @@
 //! | `journal` | registrations and failures on disk |
 //! | `registry`, `live` | instances in memory: states, names and addresses; those with a process |
 //! | `queue` | order of the wakes |
-//! | `core` | the state of the supervisor, and what it watches |
-//! | `register`, `inspection` | registration; inspection of a snapshot on a thread |
+//! | `core` | the state of the supervisor, and its event sources |
+//! | `register`, `inspection` | registration; access to its snapshot on a thread |
 //! | `lifecycle`, `memory` | wake and suspend; room for wakes |
+//! | `preparation`, `preparations` | files of a start; access to them on a thread if their file system may not respond |
 //! | `end`, `recovery` | the end of a process; processes of an earlier supervisor |
 //! | `command`, `exchange` | command line of a process, requests to its API |
 //! | `net` | frames of suspended instances |
 //! | `links`, `passed`, `cgroup` | interfaces, inherited taps and limits of an instance |
 //! | `networks`, `attach` | shared networks, and their use by instances |
 //! | `shells`, `warm` | shells, and wakes in them |
-//! | `sys`, `procfs` | system calls; what the kernel reports about processes |
+//! | `sys`, `procfs` | system calls; files of processes in `/proc` |
 //! | `supervisor`, `routes`, `metrics` | event loop, API |
 
 #[cfg(not(test))]
@@ -51,6 +52,8 @@ mod metrics;
 mod net;
 mod networks;
 mod passed;
+mod preparation;
+mod preparations;
 #[path = "../printable.rs"]
 #[allow(dead_code, reason = "mayfly uses the rest")]
 mod printable;

@@ -9,18 +9,13 @@ use std::time::Instant;
 use super::core::{Core, RUN, Source};
 use super::lifecycle::EXPECTED_KIB;
 use super::live::{Found, Live, Running, WakeFrames};
+use super::preparation::{Preparation, Prepared};
 use super::procfs::Stat;
 use super::registry::{Entry, Key, State};
 use super::sys::{self, Exit};
 
 /// Character before the generation in a record. The name of an interface has none.
 const GENERATION: char = '/';
-
-/// Returns the generation of the snapshots in `directory`, which is empty without one.
-pub fn generation(directory: &Path) -> Box<str> {
-    let current = fs::read_link(directory.join("current"));
-    current.map_or_else(|_| "".into(), |name| name.to_string_lossy().into())
-}
 
 /// Record of a process: `BOOT /GENERATION TAP ...`, then its line in /proc.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,8 +52,8 @@ impl Recorded {
 
 impl Core {
     /// Returns the first line of the record of a process that starts now.
-    pub fn record(&self, entry: &Entry, suspend_to: &Path) -> String {
-        let mut line = format!("{} {GENERATION}{}", self.boot_id, generation(suspend_to));
+    pub fn record(&self, entry: &Entry, prepared: &Prepared) -> String {
+        let mut line = format!("{} {GENERATION}{}", self.boot_id, prepared.generation);
         for tap in &entry.links.pool {
             line.push(' ');
             line.push_str(&tap.name);
@@ -67,17 +62,51 @@ impl Core {
         line
     }
 
-    /// Returns the end of a process whose status is unknown: a suspend has written a generation.
-    pub fn unknown_end(&self, entry: &Entry, started: Option<&str>) -> Exit {
+    /// Returns the end of a process of an earlier supervisor whose status is unknown: a suspend has written a generation. Returns nothing
+    /// while a thread reads it, and [`finish_process`](Self::finish_process) is called again afterwards.
+    pub fn unknown_end(&mut self, key: Key) -> Option<Exit> {
+        let entry = self.registry.get(key)?;
+        let live = entry.live.as_ref()?;
         let Ok(config) = entry.parse() else {
-            return Exit::Unknown;
+            return Some(Exit::Unknown);
         };
-        let directory = self.suspend_directory(&entry.id, &config);
-        match started {
-            // Without a snapshot at a suspend, each wake starts from the same one.
-            Some(started) if config.stateful && *started == *generation(&directory) => Exit::Lost,
-            _ => Exit::Unknown,
-        }
+        let started = live.found.as_ref().and_then(|found| found.generation.as_deref());
+        // Without a snapshot at a suspend, each wake starts from the same one.
+        let Some(started) = started.filter(|_| config.stateful) else {
+            return Some(Exit::Unknown);
+        };
+        let present = match &live.preparation {
+            Preparation::None if entry.has_directory => {
+                self.begin_ending(key);
+                return None;
+            }
+            Preparation::Waiting | Preparation::Begun(_) => return None,
+            Preparation::Unknown => return Some(Exit::Unknown),
+            Preparation::None => self.files(&entry.id, &config).read().generation,
+            Preparation::Done(prepared) => prepared.generation.clone(),
+        };
+        Some(if *started == *present {
+            Exit::Lost
+        } else {
+            Exit::Unknown
+        })
+    }
+
+    /// Begins to read the generation of a process that has ended. The instance stays in its state.
+    fn begin_ending(&mut self, key: Key) {
+        let Some(live) = self.registry.get_mut(key).and_then(|entry| entry.live.as_mut()) else {
+            return;
+        };
+        // It does not respond any more.
+        (live.deadline, live.exchange) = (None, None);
+        live.woken_at = Instant::now();
+        let descriptor = live.running.as_ref().map(|running| running.process.as_raw_fd());
+        self.ungreeted.remove(&key);
+        // Its descriptor stays readable.
+        descriptor
+            .into_iter()
+            .for_each(|descriptor| self.unwatch(descriptor));
+        self.begin_preparation(key);
     }
 
     /// Finds the processes of an earlier supervisor, whose files are in the run directory.
@@ -130,8 +159,22 @@ impl Core {
             self.registry.set(key, State::Suspended, reason);
             return;
         }
-        let exit = self.unknown_end(entry, recorded.generation.as_deref());
-        self.note_end(key, State::Running, exit, "");
+        let reason = "the process of an earlier supervisor has ended; the generation of its snapshot is read";
+        self.registry.set(key, State::Waking, reason);
+        if let Some(entry) = self.registry.get_mut(key) {
+            let mut live = Live::new(EXPECTED_KIB, WakeFrames::default());
+            live.found = Some(Found {
+                generation: recorded.generation.clone(),
+            });
+            entry.live = Some(Box::new(live));
+        }
+        // Else its end follows the read.
+        if let Some(exit) = self.unknown_end(key) {
+            if let Some(entry) = self.registry.get_mut(key) {
+                entry.live = None;
+            }
+            self.note_end(key, State::Running, exit, "");
+        }
     }
 
     /// Opens the process of a record, if it is still the same one.
@@ -175,7 +218,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::{Recorded, Stat, generation};
+    use super::{Recorded, Stat};
 
     const LINE: &str = "7 (a) S 1 2 3 4 5 6 7 8 9 10 30 12 13 14 15 16 17 18 4711 20 21 22";
 
@@ -198,13 +241,5 @@ mod tests {
         }
         assert_eq!(Recorded::parse("boot /gen-1\n").stat, None);
         assert_eq!(Recorded::parse("").boot, "");
-    }
-
-    #[test]
-    fn generation_is_that_of_the_link() {
-        let directory = scratch::Directory::new();
-        assert_eq!(&*generation(directory.root()), "");
-        std::os::unix::fs::symlink("gen-3", directory.path("current")).unwrap();
-        assert_eq!(&*generation(directory.root()), "gen-3");
     }
 }

@@ -94,6 +94,8 @@ impl Core {
     /// Registers the instance whose snapshot has been read, which is suspended then. Returns nothing while it is read.
     pub fn finish_registration(&mut self) -> Option<Result<(), Rejection>> {
         let described = self.inspector.result(&self.registration.as_ref()?.inspection)?;
+        let described = described
+            .unwrap_or_else(|cause| Err(format!("snapshot_path: cannot read the snapshot: {cause}")));
         let registration = self.registration.take()?;
         Some(self.register(&registration.id, &registration.body, described))
     }
@@ -185,6 +187,7 @@ impl Core {
         self.queue.remove(key);
         self.queue.end(key);
         self.running.remove(&key);
+        self.preparing.remove(&key);
         let Some(mut entry) = self.registry.remove(key) else {
             return Ok(());
         };

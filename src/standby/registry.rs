@@ -93,6 +93,8 @@ pub struct Entry {
     pub has_links: bool,
     /// It has taps of its own.
     pub has_taps: bool,
+    /// The directory of its snapshots is not in the state directory.
+    pub has_directory: bool,
     /// Its interfaces on the host.
     pub links: Links,
     /// Wake and process; none while it is suspended or failed.
@@ -185,6 +187,7 @@ impl Registry {
                 .interfaces
                 .iter()
                 .any(|interface| matches!(interface.link, Link::Tap(_))),
+            has_directory: config.suspend_to.is_some() || config.jail.is_some(),
             links: Links::default(),
             live: None,
         });

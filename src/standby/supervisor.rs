@@ -167,6 +167,7 @@ impl Supervisor {
         } else if core.running.is_empty()
             && core.queue.waiting() == 0
             && core.killed.is_empty()
+            && core.preparing.is_empty()
             && core.registration.is_none()
             && !core.journal.is_dirty()
             && !core.shells.is_missing()
@@ -195,6 +196,7 @@ impl Supervisor {
         core.reap_killed();
         core.check_deadlines();
         core.check_suspends();
+        core.repeat_preparations();
         // While events leave no idle moment.
         core.greet_waking();
         core.start_waiting();
@@ -210,6 +212,7 @@ impl Supervisor {
         match source {
             Source::Sockets => self.greet_new(),
             Source::Inspection => self.finish_registration(),
+            Source::Preparation => core.finish_preparations(),
             Source::Journal => core.journal.finish_compaction(),
             Source::Process(key) => core.finish_process(key),
             Source::Exchange(key) => core.finish_exchange(key),

@@ -236,7 +236,7 @@ pub struct Slots {
     stack: Box<[u128]>,
 }
 
-/// Program of a child, with what it inherits.
+/// Program of a child, with the descriptors that it inherits.
 pub struct Program<'a> {
     /// Path of the program.
     pub path: &'a CStr,

@@ -150,9 +150,10 @@ impl Core {
         let text = |error: io::Error| error.to_string();
         let entry = self.registry.get(key).ok_or("the instance is deleted")?;
         let id = entry.id.clone();
-        let suspend_to = self.prepare_files(&id, config).map_err(|(_, reason)| reason)?;
+        let prepared = self.prepare_files(key, config).map_err(|(_, reason)| reason)?;
+        let (suspend_to, prepared) = prepared;
         let line = fs::read_to_string(record(shell.number)).map_err(text)?;
-        let head = self.record(entry, &suspend_to);
+        let head = self.record(entry, &prepared);
         let new = Self::run_path(&id, "new");
         let mut file = Self::create_file(&new).map_err(text)?;
         write!(file, "{head}{line}").map_err(text)?;
@@ -174,7 +175,7 @@ impl Core {
             (*interface, number)
         });
         let frames = frames.collect();
-        let arguments = self.arguments(config, entry, suspend_to, taps, frames)?;
+        let arguments = self.arguments(config, entry, (suspend_to, &prepared), taps, frames)?;
         let mut stream = shell.stream.try_clone().map_err(text)?;
         let request = Request {
             // Without the names of program and command.

@@ -130,7 +130,11 @@ fn end_between_supervisors_is_decided_by_the_generation() {
     supervisor.register("discard", json!({"on_crash": "discard"}));
     supervisor.register("boot", json!({"on_crash": "boot", "boot": ["/kernel"]}));
     supervisor.register("stateless", json!({"scale_to_zero": {"stateful": false}}));
+    // A thread reads its generation.
+    let suspend_path = supervisor.directory.text("elsewhere");
+    supervisor.register("elsewhere", json!({ "suspend_path": suspend_path }));
     for (id, state, reason) in [
+        ("elsewhere", "failed", "has ended without a suspend"),
         ("fail", "failed", "has ended without a suspend"),
         ("discard", "suspended", "starts from the registered snapshot"),
         ("boot", "suspended", "the next wake boots"),
@@ -141,17 +145,19 @@ fn end_between_supervisors_is_decided_by_the_generation() {
         assert!(found.contains(reason), "{id}: {found}");
     }
     // A suspend without a supervisor writes a generation.
-    supervisor.set("fail", "wake");
-    supervisor.await_state("fail", "running");
-    let socket = supervisor.directory.path("state/run/fail.sock");
-    let pid = pid(&supervisor, "fail");
-    supervisor.kill();
-    let client = api::client::Client::new(socket, std::time::Duration::from_secs(10));
-    let _ = client.request("PATCH", "/scale-to-zero", Some(b"{\"action\":\"Suspend\"}"));
-    await_end(pid);
-    supervisor.restart();
-    let found = supervisor.await_state("fail", "suspended");
-    assert!(found.contains("does not report its exit status"), "{found}");
+    for id in ["fail", "elsewhere"] {
+        supervisor.set(id, "wake");
+        supervisor.await_state(id, "running");
+        let socket = supervisor.directory.path(&format!("state/run/{id}.sock"));
+        let pid = pid(&supervisor, id);
+        supervisor.kill();
+        let client = api::client::Client::new(socket, std::time::Duration::from_secs(10));
+        let _ = client.request("PATCH", "/scale-to-zero", Some(b"{\"action\":\"Suspend\"}"));
+        await_end(pid);
+        supervisor.restart();
+        let found = supervisor.await_state(id, "suspended");
+        assert!(found.contains("does not report its exit status"), "{found}");
+    }
 }
 
 #[test]

@@ -269,6 +269,52 @@ fn stuck_file_system_delays_only_registrations() {
 }
 
 #[test]
+fn stuck_directory_delays_only_its_instance() {
+    let directory = scratch::Directory::new();
+    fs::create_dir(directory.path("stuck")).unwrap();
+    let Some(file_system) = StuckFileSystem::mount(&directory.text("stuck")) else {
+        return scratch::skip("a FUSE file system", "run it as root with /dev/fuse");
+    };
+    let supervisor = Supervisor::start(&["--timeout", "1", "--max-wakes", "1"]);
+    supervisor.register("web", json!({}));
+    supervisor.register("stuck", json!({"suspend_path": directory.text("stuck/web")}));
+    // The next wakes wait for the thread of the first one.
+    for attempt in 1..=3 {
+        supervisor.set("stuck", "wake");
+        supervisor.set("web", "wake");
+        supervisor.await_state("web", "running");
+        supervisor.set("web", "suspend");
+        supervisor.await_state("web", "suspended");
+        let reason = supervisor.await_state("stuck", "suspended");
+        assert!(reason.contains("not respond"), "{reason}");
+        assert_eq!(count_threads(&supervisor), 1, "{attempt}");
+    }
+    assert_eq!(failures(&supervisor, "timeout"), 1);
+    assert_eq!(failures(&supervisor, "start"), 2);
+    drop(file_system);
+    supervisor.set("stuck", "wake");
+    supervisor.await_state("stuck", "running");
+    supervisor.set("stuck", "suspend");
+    supervisor.await_state("stuck", "suspended");
+    assert!(directory.path("stuck/web/current").is_symlink());
+    // From its own snapshot.
+    supervisor.set("stuck", "wake");
+    supervisor.await_state("stuck", "running");
+    let start = supervisor.starts().pop().unwrap();
+    assert!(
+        start.contains(&format!(" restore {} ", directory.text("stuck/web"))),
+        "{start}"
+    );
+}
+
+/// Returns the number of threads of the supervisor that access files.
+fn count_threads(supervisor: &Supervisor) -> usize {
+    let threads = fs::read_dir(format!("/proc/{}/task", supervisor.pid())).unwrap();
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).ok());
+    names.filter(|name| name.trim_end() == "inspect").count()
+}
+
+#[test]
 fn fifo_is_no_snapshot() {
     let supervisor = Supervisor::start(&[]);
     fs::remove_file(supervisor.directory.path("snapshot/state")).unwrap();

@@ -11,8 +11,7 @@ use std::{fs, iter};
 use proptest::prelude::{any, proptest};
 use scratch::Directory;
 
-use super::response::MAX_HEAD;
-use super::{Client, ClientResponse, Error, MAX_BODY, PendingRequest};
+use super::{Client, ClientResponse, Error, MAX_BODY, MAX_HEAD, PendingRequest};
 use crate::http::testing::{BIG, Echo, Loop};
 use crate::http::{HttpLimits, Server};
 

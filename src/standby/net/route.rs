@@ -218,7 +218,7 @@ impl Netlink {
         })
     }
 
-    /// Makes `changes` in their order, by one system call. A removal of what does not exist is no failure.
+    /// Makes `changes` in their order, by one system call. The removal of a missing entry is no failure.
     ///
     /// # Errors
     /// The first change that fails. Those after it have been tried too.
