@@ -1,6 +1,6 @@
 //! HTTP client of a server on a Unix socket, with one request per connection.
 //!
-//! A [`Client`] limits the time of a request and the memory of a response, also with a faulty server. A [`PendingRequest`] does not
+//! A [`Client`] limits the time of a request and the memory of a response, also with a faulty server. A [`NonblockingRequest`] does not
 //! block; the caller limits its time.
 
 use std::fs;
@@ -362,14 +362,14 @@ impl Exchange<'_> {
 
 /// Request whose response is awaited without blocking, by the event loop of the caller.
 #[derive(Debug)]
-pub struct PendingRequest {
+pub struct NonblockingRequest {
     stream: UnixStream,
     path: PathBuf,
     /// None after the response.
     parser: Option<ResponseParser>,
 }
 
-impl PendingRequest {
+impl NonblockingRequest {
     /// Sends a request on `stream`, a new non-blocking connection to the socket at `path`. `method`, `target` and `body` are those of
     /// [`Client::request`]; together they must fit into the empty queue of the socket. `max_body` limits the body of the response in
     /// bytes.
@@ -421,7 +421,7 @@ impl PendingRequest {
     }
 }
 
-impl AsRawFd for PendingRequest {
+impl AsRawFd for NonblockingRequest {
     fn as_raw_fd(&self) -> RawFd {
         self.stream.as_raw_fd()
     }

@@ -1,7 +1,6 @@
 //! Configuration of an instance: body of `PUT /instances/{id}`.
 
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
@@ -350,9 +349,7 @@ impl Config {
     /// # Errors
     /// A text that names the invalid key.
     pub fn parse(body: &[u8]) -> Result<(Self, String), String> {
-        let object = INSTANCE.parse(body)?;
-        let config = Self::from_object(&object)?;
-        Ok((config, compact(&object)))
+        Self::with_text(INSTANCE.parse(body)?)
     }
 
     /// Parses the compact form, which has been checked against the schema.
@@ -370,7 +367,10 @@ impl Config {
     /// # Errors
     /// A text that names the invalid key.
     pub fn from_value(value: Value) -> Result<(Self, String), String> {
-        let object = INSTANCE.accept(value)?;
+        Self::with_text(INSTANCE.accept(value)?)
+    }
+
+    fn with_text(object: Map<String, Value>) -> Result<(Self, String), String> {
         let config = Self::from_object(&object)?;
         Ok((config, compact(&object)))
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 
-use api::client::{ClientResponse, Error as ClientError, PendingRequest};
+use api::client::{ClientResponse, Error as ClientError, NonblockingRequest};
 use serde_json::Value;
 use vmm::ErrorChain;
 
@@ -57,7 +57,7 @@ pub enum Outcome {
 pub struct Exchange {
     /// Subject of the request.
     pub purpose: Purpose,
-    request: PendingRequest,
+    request: NonblockingRequest,
 }
 
 impl Exchange {
@@ -67,7 +67,7 @@ impl Exchange {
     /// Fails if no process listens.
     pub fn begin(path: &Path, purpose: Purpose) -> io::Result<Self> {
         let stream = sys::connect(path)?;
-        let request = PendingRequest::send(stream, path, purpose.request(), MAX_BODY);
+        let request = NonblockingRequest::send(stream, path, purpose.request(), MAX_BODY);
         Ok(Self {
             purpose,
             request: request.map_err(io::Error::other)?,

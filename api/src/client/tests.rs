@@ -11,7 +11,7 @@ use std::{fs, iter};
 use proptest::prelude::{any, proptest};
 use scratch::Directory;
 
-use super::{Client, ClientResponse, Error, MAX_BODY, MAX_HEAD, PendingRequest};
+use super::{Client, ClientResponse, Error, MAX_BODY, MAX_HEAD, NonblockingRequest};
 use crate::http::testing::{BIG, Echo, Loop};
 use crate::http::{HttpLimits, Server};
 
@@ -378,7 +378,7 @@ fn results_of_pending(parts: &[&str], max_body: usize) -> Vec<Option<Result<Clie
     let (client, mut server) = UnixStream::pair().unwrap();
     client.set_nonblocking(true).unwrap();
     let request = ("GET", "/x", None);
-    let mut pending = PendingRequest::send(client, Path::new("sock"), request, max_body).unwrap();
+    let mut pending = NonblockingRequest::send(client, Path::new("sock"), request, max_body).unwrap();
     limit(&server);
     assert!(read_request(&mut server).starts_with("GET /x HTTP/1.1\r\n"));
     assert!(pending.receive().is_none());
@@ -436,6 +436,6 @@ fn pending_request_fails_with_its_connection() {
     }
     let (client, server) = UnixStream::pair().unwrap();
     drop(server);
-    let error = PendingRequest::send(client, Path::new("sock"), ("GET", "/", None), 3).unwrap_err();
+    let error = NonblockingRequest::send(client, Path::new("sock"), ("GET", "/", None), 3).unwrap_err();
     assert!(matches!(error, Error::Closed(_)), "{error}");
 }

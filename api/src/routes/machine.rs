@@ -37,7 +37,7 @@ pub(super) fn patch_machine(context: &mut RequestContext<'_>) -> Result<Response
     Ok(no_content(has_template))
 }
 
-/// Sets the machine, unless it is the reason for the rejection of the request.
+/// Sets the machine. An error in `machine` is the reason to reject the request.
 fn set_machine(
     context: &mut RequestContext<'_>,
     machine: Result<MachineConfig, String>,
