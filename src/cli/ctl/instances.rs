@@ -22,29 +22,44 @@ pub(super) fn change(id: &str, change: &str) -> Request {
     Request::put(&format!("{}/state", path(id)), &json!({ "state": change }))
 }
 
-/// Waits until the instance is in the state of `change`, at most for `timeout`. Returns the text to print.
+/// Waits until the instance is in the state of `change`, at most for `timeout`. Returns the instance.
+///
+/// # Errors
+/// [`Error::State`] in a state that ends the change, and [`Error::Late`].
 pub(super) fn wait(
     client: &Client,
     id: &str,
     change: &'static str,
     timeout: Duration,
-) -> Result<Vec<u8>, Error> {
-    let expected = if change == "wake" { "running" } else { "suspended" };
+) -> Result<Value, Error> {
+    // A wake that is given up leaves the instance suspended, a rejected suspend leaves it running.
+    let (expected, opposite) = match change {
+        "wake" => ("running", "suspended"),
+        _ => ("suspended", "running"),
+    };
     let end = Instant::now() + timeout;
     loop {
         let instance = Request::get(&path(id)).json(client)?;
         let state = instance["state"].as_str().unwrap_or_default();
         if state == expected {
-            return Ok(format!("{id} is {state}\n").into_bytes());
+            return Ok(instance);
         }
-        // A rejected suspend leaves the instance running.
-        let is_final = state == "failed" || (change == "suspend" && state == "running");
-        if is_final || Instant::now() >= end {
+        let (id, state, reason) = (id.to_owned(), state.to_owned(), cell(&instance["reason"]));
+        if state == "failed" || state == opposite {
             return Err(Error::State {
                 change,
-                id: id.to_owned(),
-                state: state.to_owned(),
-                reason: cell(&instance["reason"]),
+                id,
+                state,
+                reason,
+            });
+        }
+        if Instant::now() >= end {
+            return Err(Error::Late {
+                change,
+                id,
+                state,
+                reason,
+                timeout,
             });
         }
         thread::sleep(INTERVAL);

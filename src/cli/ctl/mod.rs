@@ -22,6 +22,7 @@ use api::client::Client;
 use args::{Ctl, CtlCommand};
 use request::Request;
 use serde_json::json;
+use tables::cell;
 
 pub use request::Error;
 
@@ -68,7 +69,11 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
         },
         CtlCommand::SetInstance { id, change } => {
             server.forward(&instances::change(id, change))?;
-            instances::wait(&server.client, id, change, ctl.timeout)
+            let instance = instances::wait(&server.client, id, change, ctl.timeout)?;
+            Ok(match server.json {
+                true => format!("{instance}\n").into_bytes(),
+                false => format!("{id} is {}\n", cell(&instance["state"])).into_bytes(),
+            })
         }
         CtlCommand::Delete(id) => {
             server.execute(&Request::new("DELETE", &instances::path(id), None), "deleted")

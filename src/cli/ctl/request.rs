@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
+use std::time::Duration;
 
 use api::client::{self, Client, ClientResponse};
 use serde_json::Value;
@@ -46,8 +47,8 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
-    /// An instance of a supervisor is not in the requested state.
-    #[error("cannot {change} {id}: it is {state}: {reason}")]
+    /// An instance of a supervisor does not change to the requested state.
+    #[error("cannot {change} {id}: it is {state}: {reason}; see mayfly ctl instance {id}")]
     State {
         /// The requested change.
         change: &'static str,
@@ -57,6 +58,20 @@ pub enum Error {
         state: String,
         /// Reason of the state.
         reason: String,
+    },
+    /// An instance of a supervisor is not in the requested state in time.
+    #[error("cannot await the {change} of {id} within {} s: it is {state}: {reason}; raise --timeout", timeout.as_secs_f64())]
+    Late {
+        /// The requested change.
+        change: &'static str,
+        /// Identifier of the instance.
+        id: String,
+        /// Its state.
+        state: String,
+        /// Reason of the state.
+        reason: String,
+        /// Limit of the wait.
+        timeout: Duration,
     },
     /// The body cannot be read.
     #[error("cannot read the request body from stdin")]

@@ -1,4 +1,9 @@
-use super::{DONE, ctl, ok, response};
+use std::time::Duration;
+
+use api::client::Client;
+
+use super::super::instances;
+use super::{DONE, ctl, ok, response, serve};
 
 const INSTANCE: &str = r#"{"id":"vm1","state":"Running","vmm_version":"0.1.0","app_name":"Firecracker"}"#;
 
@@ -237,9 +242,33 @@ fn wake_waits_for_the_state() {
         ]
     );
     assert_eq!(outcome.result.unwrap(), "a is running\n");
-    let outcome = ctl("suspend a", "", &[DONE.into(), state("running")]);
-    let message = outcome.result.unwrap_err().to_string();
-    assert_eq!(message, "cannot suspend a: it is running: r");
+    // Without the wait for a change that has ended.
+    for (line, end) in [
+        ("suspend a", "running"),
+        ("wake a", "suspended"),
+        ("wake a", "failed"),
+        ("suspend a", "failed"),
+    ] {
+        let outcome = ctl(line, "", &[DONE.into(), state(end)]);
+        let message = outcome.result.unwrap_err().to_string();
+        assert_eq!(
+            message,
+            format!("cannot {line}: it is {end}: r; see mayfly ctl instance a")
+        );
+    }
+    let (directory, serving) = serve(&[state("waking")]);
+    let client = Client::new(directory.path("api.sock"), scratch::TIMEOUT);
+    let error = instances::wait(&client, "a", "wake", Duration::ZERO).unwrap_err();
+    scratch::join(serving);
+    assert_eq!(
+        error.to_string(),
+        "cannot await the wake of a within 0 s: it is waking: r; raise --timeout"
+    );
+    let running = r#"{"id":"a","reason":"r","state":"running"}"#;
+    assert_eq!(
+        printed("wake a --json", &[DONE.into(), state("running")]),
+        format!("{running}\n")
+    );
     assert_eq!(printed("delete a", &[DONE.into()]), "deleted\n");
     let instance = ok(r#"{"id":"a","state":"failed","reason":"r","wakes":1,"config":{"drives":[1]}}"#);
     assert!(printed("instance a", &[instance]).ends_with("drives      [1]\n"));

@@ -6,7 +6,7 @@ mod failures;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use scratch::Directory;
 
@@ -40,6 +40,18 @@ struct Outcome {
 
 /// Runs `line` against a server that sends `responses`, one for each request.
 fn ctl(line: &str, stdin: &str, responses: &[String]) -> Outcome {
+    let (directory, serving) = serve(responses);
+    let mut ctl = parse(line).unwrap().unwrap();
+    ctl.socket = directory.path("api.sock");
+    let result = run(&ctl, &mut stdin.as_bytes()).map(|text| String::from_utf8(text).unwrap());
+    Outcome {
+        result,
+        requests: scratch::join(serving),
+    }
+}
+
+/// Starts a server that sends `responses`, one for each request, and returns the requests.
+fn serve(responses: &[String]) -> (Directory, JoinHandle<Vec<String>>) {
     let directory = Directory::new();
     let listener = UnixListener::bind(directory.path("api.sock")).unwrap();
     let responses = responses.to_vec();
@@ -53,13 +65,7 @@ fn ctl(line: &str, stdin: &str, responses: &[String]) -> Outcome {
         };
         responses.iter().map(serve).collect()
     });
-    let mut ctl = parse(line).unwrap().unwrap();
-    ctl.socket = directory.path("api.sock");
-    let result = run(&ctl, &mut stdin.as_bytes()).map(|text| String::from_utf8(text).unwrap());
-    Outcome {
-        result,
-        requests: scratch::join(serving),
-    }
+    (directory, serving)
 }
 
 /// Reads one request: its method and path, then its body.
