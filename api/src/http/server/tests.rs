@@ -521,3 +521,15 @@ fn waiting_client_is_not_evicted() {
         assert_eq!(received(client), (echo("/wait", 0), false));
     }
 }
+
+#[test]
+fn client_that_is_not_admitted_is_closed() {
+    let mut fixture = Fixture::new();
+    fixture.server.admits = |_| false;
+    let mut client = fixture.client();
+    fixture.serve_all();
+    assert_eq!(received(&mut client), (String::new(), true));
+    assert_eq!(fixture.open(), 0);
+    fixture.server.admits = |_| true;
+    fixture.expect_served();
+}
