@@ -388,7 +388,7 @@ fn alive(directory: &Path, snapshot: &Path, setup: &Setup) -> io::Result<bool> {
     let own = fs::read_dir(format!("/proc/{}/task", instance["pid"])).map_or(0, Iterator::count);
     let median = outcome.percentile(50.0);
     println!(
-        "alive at once: {running} of {}, {} lost, {} wrong, in {time:.1?}; median {median:.1?}; each {kib} KiB of the host, {own} threads, with those of the kernel {threads:.1}",
+        "alive at once: {running} of {}, {} lost, {} wrong, in {time:.1?}; median {median:.1?}; each {kib} KiB of the host, {own} threads of its process, {threads:.1} of the host",
         setup.count, outcome.lost, outcome.wrong,
     );
     print_faults(&supervisor, &outcome)?;

@@ -22,7 +22,7 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 1);
 /// Length of the prefix of the network.
 const PREFIX: u8 = 9;
 /// Maximum wait for a supervisor or a state.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(600);
 /// Interval of attempts.
 const INTERVAL: Duration = Duration::from_millis(1);
 
