@@ -41,8 +41,9 @@ const FEATURES: [(Leaf, Registers, Registers); 12] = [
     ((0x8000_0008, None), [0, 0x170a_d205, 0, 0], [0; 4]),
     // Hints.
     ((0x8000_001a, None), [0; 4], [7, 0, 0, 0]),
-    // Instructions that serialize, vulnerabilities that the processor lacks, and IBPB_BRTYPE, which Linux sets itself before Zen 3.
-    ((0x8000_0021, None), [0; 4], [0x1000_0245, 0, 6, 0]),
+    // Instructions that serialize, vulnerabilities that the processor lacks, and IBPB_BRTYPE, which Linux sets itself before Zen 3. If the
+    // processor has them: VERW_CLEAR, and SBPB. KVM before Linux 6.6 rejects a write of SBPB by #GP, which Linux guests survive.
+    ((0x8000_0021, None), [0x0800_0020, 0, 0, 0], [0x1000_0245, 0, 6, 0]),
 ];
 
 /// Indexed leaves without features.
@@ -255,9 +256,11 @@ mod tests {
             entry(7, Some(0), [1, 1 << 5, 1 << 22, 1 << 26 | 1 << 31]),
             // AMD's names for the registers of Intel.
             entry(0x8000_0008, None, [0x2f_3030, 0x0100_d000, 0, 0]),
+            entry(0x8000_0021, None, [0x1800_0265, 0, 0, 0]),
         ];
         assert!(names(&saved, all).is_empty());
         assert_eq!(names(&saved[..1], none).len(), 8);
+        assert_eq!(names(&saved[3..], none).len(), 2);
     }
 
     #[test]
