@@ -11,7 +11,8 @@
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
 
-use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use kvm_bindings::{KVM_CAP_USER_MEMORY2, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use kvm_ioctls::Kvm;
 
 use super::limits::{Registers, feature_bits, number_fields, registers};
 
@@ -42,8 +43,8 @@ const FEATURES: [(Leaf, Registers, Registers); 12] = [
     // Hints.
     ((0x8000_001a, None), [0; 4], [7, 0, 0, 0]),
     // Instructions that serialize, vulnerabilities that the processor lacks, and IBPB_BRTYPE, which Linux sets itself before Zen 3. If the
-    // processor has them: VERW_CLEAR, and SBPB. KVM before Linux 6.6 rejects a write of SBPB by #GP, which Linux guests survive.
-    ((0x8000_0021, None), [0x0800_0020, 0, 0, 0], [0x1000_0245, 0, 6, 0]),
+    // processor has them: VERW_CLEAR, and SBPB if KVM has it, too.
+    ((0x8000_0021, None), [SBPB | 0x20, 0, 0, 0], [0x1000_0245, 0, 6, 0]),
 ];
 
 /// Indexed leaves without features.
@@ -68,6 +69,8 @@ const PLAIN: [u32; 16] = [
     0x8000_001c,
 ];
 
+/// Bit in EAX of leaf 0x8000_0021: the guest may write SBPB to PRED_CMD, which KVM without it answers by #GP.
+const SBPB: u32 = 1 << 27;
 const LEAF7_ECX_PKU: u32 = 1 << 3;
 const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 
@@ -107,9 +110,18 @@ pub fn read_cpuid(function: u32, index: u32) -> Registers {
     }
 }
 
+/// Returns true if KVM has SBPB. KVM got it in Linux 6.6 and in updates of earlier versions; the capability is of Linux 6.8.
+pub fn kvm_has_sbpb(kvm: &Kvm) -> bool {
+    kvm.check_extension_raw(KVM_CAP_USER_MEMORY2.into()) > 0
+}
+
 /// Returns the limits of the `saved` entries, each at the position of its entry. An entry without limits gets a placeholder.
-pub fn native_limits(saved: &[kvm_cpuid_entry2], read: ReadCpuid) -> Vec<kvm_cpuid_entry2> {
-    let limit = |entry| limit(entry, read).unwrap_or(PLACEHOLDER);
+pub fn native_limits(
+    saved: &[kvm_cpuid_entry2],
+    read: ReadCpuid,
+    has_sbpb: &dyn Fn() -> bool,
+) -> Vec<kvm_cpuid_entry2> {
+    let limit = |entry| limit(entry, read, has_sbpb).unwrap_or(PLACEHOLDER);
     saved.iter().map(limit).collect()
 }
 
@@ -125,7 +137,7 @@ const PLACEHOLDER: kvm_cpuid_entry2 = kvm_cpuid_entry2 {
     padding: [0; 3],
 };
 
-fn limit(entry: &kvm_cpuid_entry2, read: ReadCpuid) -> Option<kvm_cpuid_entry2> {
+fn limit(entry: &kvm_cpuid_entry2, read: ReadCpuid, has_sbpb: &dyn Fn() -> bool) -> Option<kvm_cpuid_entry2> {
     let is_indexed = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
     let leaf = (entry.function, is_indexed.then_some(entry.index));
     let Some((_, native, provided)) = FEATURES.iter().find(|(known, ..)| *known == leaf) else {
@@ -144,7 +156,7 @@ fn limit(entry: &kvm_cpuid_entry2, read: ReadCpuid) -> Option<kvm_cpuid_entry2> 
         saved[register] & (checked[register] & !provided[register] | numbers[register]) == 0
     };
     if !(0..4).all(is_within) {
-        let found = native_features(leaf, read);
+        let found = native_features(leaf, read, has_sbpb);
         for register in 0..4 {
             limits[register] |= found[register] & native[register] | found[register] & numbers[register];
         }
@@ -160,7 +172,7 @@ fn limit(entry: &kvm_cpuid_entry2, read: ReadCpuid) -> Option<kvm_cpuid_entry2> 
 }
 
 /// Reads a leaf, and adjusts it to the rules of KVM.
-fn native_features((function, index): Leaf, read: ReadCpuid) -> Registers {
+fn native_features((function, index): Leaf, read: ReadCpuid, has_sbpb: &dyn Fn() -> bool) -> Registers {
     let mut found = read(function, index.unwrap_or(0));
     match function {
         0x7 if index == Some(0) => {
@@ -181,6 +193,7 @@ fn native_features((function, index): Leaf, read: ReadCpuid) -> Registers {
                 found[1] |= translate(read(7, 0)[3], SPECULATION);
             }
         }
+        0x8000_0021 if found[0] & SBPB != 0 && !has_sbpb() => found[0] &= !SBPB,
         _ => {}
     }
     found
@@ -226,7 +239,7 @@ mod tests {
     }
 
     fn names(saved: &[kvm_cpuid_entry2], read: super::ReadCpuid) -> Vec<String> {
-        let limits = native_limits(saved, read);
+        let limits = native_limits(saved, read, &|| true);
         find_excess(&limits, saved)
             .iter()
             .flat_map(super::super::limits::Excess::names)
@@ -261,6 +274,13 @@ mod tests {
         assert!(names(&saved, all).is_empty());
         assert_eq!(names(&saved[..1], none).len(), 8);
         assert_eq!(names(&saved[3..], none).len(), 2);
+    }
+
+    #[test]
+    fn sbpb_exceeds_limits_of_earlier_kvm() {
+        let saved = [entry(0x8000_0021, None, [0x0800_0020, 0, 0, 0])];
+        let limits = native_limits(&saved, all, &|| false);
+        assert_eq!(limits[0].eax & 0x0800_0020, 0x20);
     }
 
     #[test]

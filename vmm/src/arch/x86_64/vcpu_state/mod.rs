@@ -36,7 +36,7 @@ use snapshot::persist::Error;
 use super::cpuid::{self, Profile};
 use super::feature_groups;
 use super::limits::{self, Excess};
-use super::native_limits::{native_limits, read_cpuid};
+use super::native_limits::{kvm_has_sbpb, native_limits, read_cpuid};
 use crate::arch::{CpuCheck, CpuRestore};
 use crate::config::CpuidGroups;
 use error::{COMPONENT, invalid, kernel_error, unsupported};
@@ -154,7 +154,7 @@ impl VcpuState {
             Some(cpuid) if cpuid::has_same_features(cpuid.as_slice(), &self.cpuid) => {
                 (Vec::new(), feature_groups::present(&self.cpuid))
             }
-            _ => self.restore_cpuid(vcpu, profile, check)?,
+            _ => self.restore_cpuid(vcpu, kvm, profile, check)?,
         };
         msrs::drop_unused(&mut self.msrs, groups);
         let known = msrs::list(kvm, groups).map_err(kernel_error("KVM_GET_MSR_INDEX_LIST"))?;
@@ -216,11 +216,13 @@ impl VcpuState {
     fn restore_cpuid<'p>(
         &self,
         vcpu: &VcpuFd,
+        kvm: &Kvm,
         profile: impl FnOnce() -> Result<&'p Profile, Error>,
         check: CpuCheck,
     ) -> Result<(Vec<String>, CpuidGroups), Error> {
         if check == CpuCheck::Quick {
-            let (names, groups) = self.set_cpuid(vcpu, &native_limits(&self.cpuid, read_cpuid))?;
+            let limits = native_limits(&self.cpuid, read_cpuid, &|| kvm_has_sbpb(kvm));
+            let (names, groups) = self.set_cpuid(vcpu, &limits)?;
             if names.is_empty() {
                 return Ok((names, groups));
             }
