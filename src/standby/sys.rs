@@ -395,10 +395,11 @@ impl Slots {
             None => Ok(Child { pid, process }),
             Some((step, number)) => {
                 reap(process.as_fd());
-                Err(StartError::Child(
-                    step.operation(),
-                    io::Error::from_raw_os_error(number),
-                ))
+                let error = io::Error::from_raw_os_error(number);
+                Err(match number {
+                    libc::EMFILE | libc::ENFILE | libc::ENOMEM => StartError::Full(error),
+                    _ => StartError::Child(step.operation(), error),
+                })
             }
         }
     }
@@ -486,6 +487,9 @@ fn record(identity: RawFd) -> Result<(), Step> {
     let mut line = [0_u8; 1024];
     // SAFETY: the path is a C string.
     let file = unsafe { libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    if file < 0 {
+        return Err(Step::Record);
+    }
     // SAFETY: the buffer has this length.
     let read = unsafe { libc::read(file, line.as_mut_ptr().cast(), line.len()) };
     let Ok(length @ 1..) = usize::try_from(read) else {

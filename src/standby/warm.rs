@@ -100,7 +100,6 @@ impl Core {
     /// Ends a shell that is used no more.
     pub fn end_shell(&mut self, shell: Shell) {
         let _ = fs::remove_file(record(shell.number));
-        self.unwatch(shell.running.process.as_raw_fd());
         self.end_process(shell.running);
     }
 
