@@ -3,6 +3,8 @@
 use std::fs;
 use std::io;
 
+use crate::supervisor::host_memory;
+
 /// Limit of process IDs.
 const PID_MAX: &str = "/proc/sys/kernel/pid_max";
 /// Largest value that the kernel accepts.
@@ -75,18 +77,7 @@ fn set_descriptors(limit: &libc::rlimit) -> io::Result<()> {
 /// # Errors
 /// Fails without /proc.
 pub fn used_memory() -> io::Result<i64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let kib = |name: &str| {
-        let value = text.lines().find_map(|line| {
-            line.strip_prefix(name)?
-                .split_whitespace()
-                .next()?
-                .parse::<i64>()
-                .ok()
-        });
-        value.ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {name}")))
-    };
-    Ok(1024 * (kib("MemTotal:")? - kib("MemAvailable:")? - kib("Shmem:")?))
+    Ok(host_memory("MemTotal")? - host_memory("MemAvailable")? - host_memory("Shmem")?)
 }
 
 /// Returns the number of threads on this host, with those of the kernel.

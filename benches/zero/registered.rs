@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::supervisor::{Journal, Supervisor, address, in_network, run};
+use crate::supervisor::{Journal, Supervisor, address, host_memory, in_network, run};
 
 /// Number of instances in a shared network.
 pub const COUNT: u32 = 100_000;
@@ -115,18 +115,7 @@ fn measure(
 
 /// Returns the memory of the kernel in bytes that no pressure frees: unreclaimable slab and per-processor memory.
 fn kernel_bytes() -> io::Result<i64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let kib = |name: &str| {
-        let value = text.lines().find_map(|line| {
-            line.strip_prefix(name)?
-                .split_whitespace()
-                .next()?
-                .parse::<i64>()
-                .ok()
-        });
-        value.ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {name}")))
-    };
-    Ok(1024 * (kib("SUnreclaim:")? + kib("Percpu:")?))
+    Ok(host_memory("SUnreclaim")? + host_memory("Percpu")?)
 }
 
 /// Returns the resident memory of a process in bytes.

@@ -345,3 +345,18 @@ pub fn run(command: &str) -> io::Result<()> {
         ))),
     }
 }
+
+/// Returns the value of `name` in /proc/meminfo in bytes.
+///
+/// # Errors
+/// Fails without the value.
+pub fn host_memory(name: &str) -> io::Result<i64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let kib = text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        let number = value.split_whitespace().next()?.parse::<i64>();
+        number.ok().filter(|_| key == name)
+    });
+    kib.map(|kib| kib * 1024)
+        .ok_or_else(|| io::Error::other(format!("/proc/meminfo has no {name}")))
+}
