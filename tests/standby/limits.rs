@@ -144,6 +144,48 @@ fn process_takes_the_place_of_a_shell_that_refuses() {
     assert!(supervisor.is_alive("web"));
 }
 
+/// Limits the descriptors of the supervisor so that `spare` are free, or many.
+fn limit_descriptors(supervisor: &Supervisor, spare: Option<usize>) {
+    let limit = spare.map_or(1000, |spare| {
+        let open = format!("/proc/{}/fd", supervisor.pid());
+        let is_free = |number: &usize| fs::symlink_metadata(format!("{open}/{number}")).is_err();
+        1 + (0..).filter(is_free).nth(spare - 1).unwrap_or_default()
+    });
+    let mut command = Command::new("prlimit");
+    command.args([
+        format!("--pid={}", supervisor.pid()),
+        format!("--nofile={limit}:"),
+    ]);
+    let output = scratch::run(&mut command);
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn wake_waits_for_each_descriptor() {
+    let supervisor = Supervisor::start(&[]);
+    supervisor.register("web", json!({}));
+    // The client has the first one.
+    let mut waits = 0;
+    for spare in 1..20 {
+        limit_descriptors(&supervisor, Some(spare));
+        supervisor.set("web", "wake");
+        let is_waiting = || reason(&supervisor, "web").contains("Too many open files");
+        let is_running = || supervisor.get("web")["state"] == "running";
+        scratch::wait_until("the wake succeeds or waits", || is_waiting() || is_running());
+        let has_waited = is_waiting();
+        limit_descriptors(&supervisor, None);
+        supervisor.await_state("web", "running");
+        supervisor.set("web", "suspend");
+        supervisor.await_state("web", "suspended");
+        if !has_waited {
+            break;
+        }
+        waits += 1;
+    }
+    assert!((2..19).contains(&waits), "{waits}");
+    assert_eq!(failures(&supervisor, "load"), 0);
+}
+
 /// Sets the limit of processes of the supervisor's user, as that user: root may lack the right.
 fn limit_processes(supervisor: &Supervisor, limit: u32) {
     let mut command = Command::new("prlimit");
