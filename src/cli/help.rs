@@ -157,6 +157,9 @@ Attach devices; repeat these options for more, up to 18 devices:
       --net BACKEND,guest-ip=ADDRESS,ip=ADDRESS[,guest-mac=ADDRESS,mac=ADDRESS][,pass=ipv6]
                         rewrite the addresses of the guest: the network sees the interface at the addresses ip and mac.
                         Drops other protocols than IPv4 and ARP; pass: pass IPv6 (default: rewrite no address)
+      --net user[,tcp=[ADDRESS/]PORT[:GUEST PORT]][,udp=...][,address=ADDRESS/PREFIX][,gateway=ADDRESS]
+                        forward ports of this host, at all its addresses or one; repeat tcp and udp for more. address,
+                        gateway: those of the guest, which passt also assigns by DHCP (default: those of this host)
 
   Limit the rate of a drive by bandwidth=BYTES/MILLISECONDS[/BURST] and ops=NUMBER/MILLISECONDS[/BURST], further
   options of --disk. Limit that of an interface by rx-bandwidth and rx-ops (to the guest), tx-bandwidth and tx-ops (from
@@ -364,6 +367,8 @@ private to this VM. Any number of VMs can load one snapshot. Do not change the m
 
 Override the devices; repeat these options for more:
       --net ID=BACKEND  connect interface ID to another backend, as in mayfly run: eth0=tap:tap1 (default: as saved)
+      --net ID=user[,tcp=[ADDRESS/]PORT[:GUEST PORT]][,udp=...][,address=ADDRESS/PREFIX][,gateway=ADDRESS]
+                        forward ports of this host, as in mayfly run; snapshots do not save them (default none)
       --net ID=BACKEND,guest-ip=ADDRESS,ip=ADDRESS[,guest-mac=ADDRESS][,mac=ADDRESS][,pass=ipv6]
                         also give the clone addresses of its own, ip and mac, in place of those that its guest uses
                         (default: the network sees the guest's addresses; default of guest-mac: as saved)

@@ -1,14 +1,16 @@
 //! Network interfaces on taps and on Unix sockets. Each test with a tap has its own network namespace, which requires root.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
+use std::time::Duration;
 use std::{fs, mem, thread};
 
 use crate::file;
 use crate::guest::{Guest, TIMEOUT};
+use crate::guests::program;
 
 const MAC: &str = "02:00:00:00:00:07";
 /// Line that the guest prints once its interface is ready.
@@ -291,6 +293,69 @@ fn passt_ends_with_vm() {
     );
     guest.terminate();
     scratch::wait_until("the end of passt", || !fs::exists(&passt).unwrap());
+}
+
+/// Starts the test guest with the ports of the host that reach its page and its echo of datagrams. Returns the guest and the ports.
+fn start_with_ports(arguments: &str) -> (Guest, [u16; 2]) {
+    // Nothing else in this network takes the ports until passt has them.
+    let tcp = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let udp = UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let guest = file("/guests/net.elf");
+    let ports = format!("tcp=127.0.0.1/{tcp}:80,udp=127.0.0.1/{udp}:7");
+    let guest = Guest::start(&format!(
+        "{guest} --net user,mac={MAC},address=10.0.0.2/24,gateway=10.0.0.1,{ports} -- ip=10.0.0.2 {arguments}"
+    ));
+    (guest, [tcp, udp])
+}
+
+#[test]
+fn forwarded_ports_reach_guest() {
+    if !scratch::require(scratch::Requirement::Passt) {
+        return;
+    }
+    let (mut guest, [tcp, udp]) = start_with_ports("");
+    guest.expect(READY);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut buffer = [0; 16];
+    scratch::wait_until("the echo of a datagram", || {
+        socket.send_to(b"ping", ("127.0.0.1", udp)).unwrap();
+        matches!(socket.recv(&mut buffer), Ok(4)) && buffer[..4] == *b"ping"
+    });
+    let mut stream = TcpStream::connect(("127.0.0.1", tcp)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    assert!(page.ends_with("hello from mayfly\n"), "{page}");
+    drop(stream);
+    guest.expect_exit(0);
+}
+
+#[test]
+fn port_in_use_prevents_start() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (guest, port) = (file("hello.elf"), listener.local_addr().unwrap().port());
+    let output = scratch::run(Command::new(program()).args([
+        "run",
+        &guest,
+        "--net",
+        &format!("user,tcp=127.0.0.1/{port}:80"),
+    ]));
+    let printed = String::from_utf8_lossy(&output.stderr);
+    let expected = format!(
+        "cannot attach network interface \"net0\": cannot forward TCP port 127.0.0.1:{port} of this host; choose another one, or end \
+         the program that uses it"
+    );
+    assert!(printed.contains(&expected), "{printed}");
+    assert_eq!(output.status.code(), Some(1));
 }
 
 /// The event loop sends what the rate limiter holds back.

@@ -1,7 +1,7 @@
 //! Network interfaces.
 
 use serde::{Deserialize, Serialize};
-use vmm::config::{AddressNames, AddressRequest, MacAddress, NetBackend, NetConfig};
+use vmm::config::{AddressNames, AddressRequest, MacAddress, NetBackend, NetConfig, UserNetwork};
 
 use super::field::Rule;
 use super::limiter::RateLimiter;
@@ -106,6 +106,7 @@ impl NetworkInterface {
             receive: RateLimiter::limits(rx_rate_limiter),
             transmit: RateLimiter::limits(tx_rate_limiter),
             addresses,
+            user: UserNetwork::default(),
         })
     }
 
@@ -119,6 +120,8 @@ impl NetworkInterface {
             receive,
             transmit,
             addresses,
+            // Of a passt, which only the command line starts.
+            user: _,
         } = config;
         let guest_mac = addresses.and_then(|addresses| addresses.guest_mac).or(*mac);
         Self {

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use vmm::config::{AddressRequest, DeviceBackend, DriveBackend, MacAddress, NetBackend, NetOverride};
+use vmm::config::{
+    AddressRequest, DeviceBackend, DriveBackend, MacAddress, NetBackend, NetOverride, UserNetwork,
+};
 use vmm::control::{
     CreateSnapshotParams, DEFAULT_RECORD_LENGTH, DriveCheck, LoadSnapshotParams, MAX_RECORD_MS, MemorySource,
     RecordOptions, SnapshotKind, WorkingSetOptions,
@@ -267,6 +269,7 @@ impl NetworkOverride {
         let backend = NetOverride {
             backend: NetBackend::Tap(host_dev_name),
             addresses: addresses.map_err(|error| invalid(error.to_string()))?,
+            user: UserNetwork::default(),
         };
         Ok((iface_id, backend.into()))
     }

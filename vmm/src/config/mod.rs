@@ -13,6 +13,7 @@ mod net;
 mod options;
 mod settings;
 mod size;
+mod user;
 mod vm;
 
 pub use addresses::{AddressError, AddressNames, AddressRequest, NetAddresses};
@@ -30,6 +31,7 @@ pub use net::{InterfaceUpdate, NetBackend, NetConfig, NetOverride};
 pub use options::{Error as OptionError, RateLimits};
 pub use settings::Conflict;
 pub use size::{MemorySize, ParseError as SizeError};
+pub use user::{Forward, Transport, UserNetwork};
 #[cfg(test)]
 pub(crate) use vm::VmConfigV1;
 pub use vm::{CpuTopology, IrqchipMode, VmConfig, VmSpec};

@@ -1,7 +1,7 @@
 //! Network interfaces, written as `BACKEND[,id=NAME][,mac=ADDRESS][,mtu=BYTES]`, where BACKEND is `tap:NAME`, `fd:NUMBER`, `unix:PATH` or
 //! `user`. `,rx-bandwidth=BYTES/MILLISECONDS[/BURST]` and `,rx-ops=PACKETS/MILLISECONDS[/BURST]` limit frames to the guest, the same
 //! options with `tx-` frames from the guest. `,guest-ip=ADDRESS,ip=ADDRESS[,guest-mac=ADDRESS,mac=ADDRESS][,pass=ipv6]` rewrites the
-//! addresses of the guest to others on the network.
+//! addresses of the guest to others on the network. [`UserNetwork`] has the options of `user`.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -14,6 +14,7 @@ use super::addresses::{AddressNames, AddressRequest, NetAddresses};
 use super::mac::{MAC, MacAddress};
 use super::options::{Error, Options, RateLimits};
 use super::settings::{Conflict, DeviceSettings};
+use super::user::UserNetwork;
 
 /// Backend: host side of a network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +65,8 @@ pub struct NetOverride {
     pub backend: NetBackend,
     /// Addresses that the network sees; none for those of the guest.
     pub addresses: Option<NetAddresses>,
+    /// Network of a passt.
+    pub user: UserNetwork,
 }
 
 impl From<NetBackend> for NetOverride {
@@ -71,6 +74,7 @@ impl From<NetBackend> for NetOverride {
         Self {
             backend,
             addresses: None,
+            user: UserNetwork::default(),
         }
     }
 }
@@ -83,11 +87,15 @@ impl FromStr for NetOverride {
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut options = Options::parse(text)?;
         let backend = NetBackend::parse_name(options.first())?;
+        let user = UserNetwork::take(&mut options, backend == NetBackend::User)?;
         let mut request = take_addresses(&mut options)?;
         request.mac = take_mac(&mut options, "mac")?;
-        options.finish("guest-ip, ip, guest-mac, mac and pass: a load keeps the others")?;
+        options.finish(
+            "guest-ip, ip, guest-mac, mac, pass, and tcp, udp, address and gateway of user: a load keeps the others",
+        )?;
         Ok(Self {
             backend,
+            user,
             addresses: request.check(&AddressNames::OPTIONS)?,
         })
     }
@@ -132,6 +140,9 @@ pub struct NetConfig {
     /// Addresses that the network sees; none for those of the guest. Not saved: they belong to the host.
     #[serde(skip)]
     pub addresses: Option<NetAddresses>,
+    /// Network of a passt. Not saved, as the addresses.
+    #[serde(skip)]
+    pub user: UserNetwork,
 }
 
 impl NetConfig {
@@ -199,6 +210,7 @@ impl DeviceSettings for NetConfig {
     fn set_backend(&mut self, backend: &NetOverride) {
         self.backend.clone_from(&backend.backend);
         self.addresses = backend.addresses;
+        self.user.clone_from(&backend.user);
     }
 
     fn backend_length(&self) -> usize {
@@ -222,6 +234,7 @@ impl FromStr for NetConfig {
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut options = Options::parse(text)?;
         let backend = NetBackend::parse_name(options.first())?;
+        let user = UserNetwork::take(&mut options, backend == NetBackend::User)?;
         let mut request = take_addresses(&mut options)?;
         let mut mac = take_mac(&mut options, "mac")?;
         if let Some(guest_mac) = request.guest_mac {
@@ -236,7 +249,7 @@ impl FromStr for NetConfig {
         let transmit = options.take_limits("tx-bandwidth", "tx-ops")?;
         let id = options.take_value("id").unwrap_or_default();
         options.finish(
-            "id, mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth, tx-ops, guest-ip, ip, guest-mac and pass",
+            "id, mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth, tx-ops, guest-ip, ip, guest-mac, pass, and tcp, udp, address and gateway of user",
         )?;
         let addresses = request.check(&AddressNames::OPTIONS)?;
         Ok(Self {
@@ -247,6 +260,7 @@ impl FromStr for NetConfig {
             receive,
             transmit,
             addresses,
+            user,
         })
     }
 }
@@ -287,10 +301,21 @@ mod tests {
         assert_eq!(parse("tap:tap0"), Ok(NetBackend::Tap("tap0".into()).into()));
         assert_eq!(parse("unix:/a,,b"), Ok(NetBackend::Stream("/a,b".into()).into()));
         assert!(parse("bridge:br0").unwrap_err().contains("tap:NAME"));
+        let user = parse("user,tcp=8080:80,tcp=443").unwrap().user;
+        assert_eq!(
+            user.arguments(),
+            ["--tcp-ports", "8080:80", "--tcp-ports", "443:443"]
+        );
+        assert!(
+            parse("user,tcp")
+                .unwrap_err()
+                .contains("option tcp requires a value")
+        );
         for option in ["id=x", "mtu=1500", "rx-ops=1/1", "x"] {
             let name = option.split('=').next().unwrap();
             let rejected = format!(
-                "option {name:?} does not exist; use guest-ip, ip, guest-mac, mac and pass: a load keeps the others"
+                "option {name:?} does not exist; use guest-ip, ip, guest-mac, mac, pass, and tcp, udp, address and gateway of user: a load keeps the \
+                 others"
             );
             assert_eq!(parse(&format!("tap:tap0,{option}")), Err(rejected));
         }

@@ -63,6 +63,9 @@ pub enum Error {
         /// Valid form of the value.
         expected: &'static str,
     },
+    /// An option is given for another backend than passt.
+    #[error("option {0} requires the backend user")]
+    RequiresUser(&'static str),
     /// The addresses of an interface are invalid.
     #[error(transparent)]
     Addresses(#[from] AddressError),
@@ -83,6 +86,9 @@ impl Error {
     }
 }
 
+/// Options that may be repeated.
+const REPEATED: [&str; 2] = ["tcp", "udp"];
+
 /// Parts of the text. Each can be taken once; [`finish`](Self::finish) rejects the rest.
 pub(super) struct Options {
     first: String,
@@ -102,7 +108,7 @@ impl Options {
                 Some((name, value)) => (name, Some(value.to_owned())),
                 None => (part.as_str(), None),
             };
-            if rest.iter().any(|(known, _)| known == name) {
+            if !REPEATED.contains(&name) && rest.iter().any(|(known, _)| known == name) {
                 return Err(Error::Duplicate(name.to_owned()));
             }
             rest.push((name.to_owned(), value));

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::{self, Block, DiskHandle, DiskUpdate, disk};
-use devices::virtio::net::{Net, passt, stream, tap};
+use devices::virtio::net::{Net, stream, tap};
 use snapshot::file::FileIdentity;
 
 use super::bounded;
 use super::io_thread::ThreadWait;
 use super::recorder::Recorder;
+use super::user_network;
 use crate::config::{DeviceUpdate, DriveUpdate, InterfaceUpdate};
 
 /// Reason why the host side of a device cannot be opened.
@@ -27,9 +28,9 @@ pub enum Error {
     /// The socket of an interface cannot be connected.
     #[error("cannot attach network interface {0:?}")]
     Stream(String, #[source] stream::Error),
-    /// The passt process of an interface cannot be started.
+    /// The passt of an interface cannot be started.
     #[error("cannot attach network interface {0:?}")]
-    Passt(String, #[source] passt::Error),
+    User(String, #[source] user_network::Error),
     /// A file descriptor of an interface cannot be created.
     #[error("cannot attach network interface {0:?}")]
     Descriptors(String, #[source] io::Error),

@@ -32,6 +32,7 @@ use super::claim::Claim;
 use super::io_thread::IoThread;
 use super::passed_files::PassedFiles;
 use super::recorder::{DeviceCounters, Recorder, Transfers};
+use super::user_network;
 use crate::arch::{self, EventSource, MmioDeviceInfo, Native, Platform, SharedSource};
 use crate::config::{
     DeviceConfig, DeviceKind, DeviceUpdate, DriveConfig, MacAddress, NetAddresses, NetBackend, NetConfig,
@@ -537,8 +538,8 @@ fn open_backend(
             Box::new(stream.map_err(|source| Error::Stream(config.id.clone(), source))?)
         }
         NetBackend::User => {
-            let started = Passt::start(&[]);
-            let (passt, stream) = started.map_err(|source| Error::Passt(config.id.clone(), source))?;
+            let started = user_network::start(&config.user);
+            let (passt, stream) = started.map_err(|source| Error::User(config.id.clone(), source))?;
             return Ok((Box::new(stream), Some(passt)));
         }
     };

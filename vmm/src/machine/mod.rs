@@ -15,6 +15,7 @@ mod parts;
 mod passed_files;
 mod recorder;
 pub mod state;
+mod user_network;
 
 use std::borrow::Cow;
 use std::ffi::OsStr;

@@ -249,6 +249,7 @@ fn all_fields_reach_vmm() {
             mac: Some(MacAddress([2, 0, 0, 0, 7, 1])),
             pass_ipv6: true,
         }),
+        ..NetBackend::Tap(String::new()).into()
     };
     let expected = LoadSnapshotParams {
         generations: None,

@@ -1,0 +1,207 @@
+//! Options of the passt of an interface: `address=ADDRESS/PREFIX,gateway=ADDRESS,tcp=PORTS,udp=PORTS`, where PORTS is
+//! `[ADDRESS/]PORT[:GUEST PORT]`. `tcp` and `udp` may be repeated.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::options::{Error, Options};
+
+/// Valid form of a forwarded port.
+const PORT: &str = "[ADDRESS/]PORT[:GUEST PORT] with ports from 1 to 65535";
+
+/// Transport protocol of a forwarded port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// Port of the host, and the port of the guest that gets its connections or datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Transport protocol.
+    pub transport: Transport,
+    /// IPv4 address of the host; none for all addresses.
+    pub address: Option<Ipv4Addr>,
+    /// Port of the host.
+    pub port: u16,
+    /// Port of the guest.
+    pub guest_port: u16,
+}
+
+impl Forward {
+    fn parse(transport: Transport, text: &str) -> Option<Self> {
+        let (address, ports) = match text.rsplit_once('/') {
+            Some((address, ports)) => (Some(address.parse().ok()?), ports),
+            None => (None, text),
+        };
+        let number = |text: &str| text.parse().ok().filter(|port| *port != 0);
+        let (port, guest_port) = match ports.split_once(':') {
+            Some((port, guest_port)) => (number(port)?, number(guest_port)?),
+            None => (number(ports)?, number(ports)?),
+        };
+        Some(Self {
+            transport,
+            address,
+            port,
+            guest_port,
+        })
+    }
+
+    /// Returns the address and port of the host.
+    pub fn socket(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.address.unwrap_or(Ipv4Addr::UNSPECIFIED), self.port)
+    }
+}
+
+/// Network that passt offers the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserNetwork {
+    /// Address of the guest and length of its prefix; none for those of the host.
+    pub address: Option<(Ipv4Addr, u8)>,
+    /// Address of the gateway; none for that of the host.
+    pub gateway: Option<Ipv4Addr>,
+    /// Forwarded ports.
+    pub forwards: Vec<Forward>,
+}
+
+impl UserNetwork {
+    /// Takes the options for passt. `is_user` is true if passt is the backend.
+    ///
+    /// # Errors
+    /// Fails for an invalid value, and for an option with another backend.
+    pub(super) fn take(options: &mut Options, is_user: bool) -> Result<Self, Error> {
+        let check = |name, text: String| {
+            if is_user {
+                Ok(text)
+            } else {
+                Err(Error::RequiresUser(name))
+            }
+        };
+        let mut network = Self::default();
+        if let Some(text) = options.take_value("address") {
+            let text = check("address", text)?;
+            let parsed = parse_address(&text);
+            network.address = Some(parsed.ok_or_else(|| {
+                Error::value(
+                    "address",
+                    &text,
+                    "an IPv4 address and a prefix, such as 10.0.0.2/24",
+                )
+            })?);
+        }
+        if let Some(text) = options.take_value("gateway") {
+            let text = check("gateway", text)?;
+            let parsed = text.parse().ok();
+            network.gateway = Some(parsed.ok_or_else(|| Error::value("gateway", &text, "an IPv4 address"))?);
+        }
+        for (name, transport) in [("tcp", Transport::Tcp), ("udp", Transport::Udp)] {
+            while let Some(text) = options.take_value(name) {
+                let text = check(name, text)?;
+                let forward =
+                    Forward::parse(transport, &text).ok_or_else(|| Error::value(name, &text, PORT))?;
+                network.forwards.push(forward);
+            }
+        }
+        Ok(network)
+    }
+
+    /// Returns the arguments of passt.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = Vec::new();
+        let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        if let Some((address, prefix)) = self.address {
+            add("--address", address.to_string());
+            add("--netmask", prefix.to_string());
+        }
+        if let Some(gateway) = self.gateway {
+            add("--gateway", gateway.to_string());
+        }
+        for forward in &self.forwards {
+            let name = match forward.transport {
+                Transport::Tcp => "--tcp-ports",
+                Transport::Udp => "--udp-ports",
+            };
+            let (port, guest_port) = (forward.port, forward.guest_port);
+            add(
+                name,
+                match forward.address {
+                    Some(address) => format!("{address}/{port}:{guest_port}"),
+                    None => format!("{port}:{guest_port}"),
+                },
+            );
+        }
+        arguments
+    }
+}
+
+fn parse_address(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (address, prefix) = text.split_once('/')?;
+    let prefix = prefix.parse().ok().filter(|prefix| (1..=30).contains(prefix))?;
+    Some((address.parse().ok()?, prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::Options;
+    use super::UserNetwork;
+
+    fn arguments(text: &str) -> Result<String, String> {
+        let network = Options::parse(text).and_then(|mut options| {
+            let is_user = options.first() == "user";
+            UserNetwork::take(&mut options, is_user)
+        });
+        let arguments = network.map(|network| network.arguments().join(" "));
+        arguments.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_become_arguments_of_passt() {
+        for (text, expected) in [
+            ("user", ""),
+            ("user,tcp=80", "--tcp-ports 80:80"),
+            (
+                "user,address=10.0.0.2/24,gateway=10.0.0.1",
+                "--address 10.0.0.2 --netmask 24 --gateway 10.0.0.1",
+            ),
+            (
+                "user,udp=53:5353,tcp=127.0.0.1/8080:80,tcp=10.0.0.9/8443:443",
+                "--tcp-ports 127.0.0.1/8080:80 --tcp-ports 10.0.0.9/8443:443 --udp-ports 53:5353",
+            ),
+        ] {
+            assert_eq!(arguments(text).as_deref(), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn invalid_options_are_rejected() {
+        for text in ["0", "80:", ":80", "65536", "x/80", "::1/80", "80:90:100", "80-90"] {
+            let rejected = format!(
+                "tcp={text:?} is invalid; use [ADDRESS/]PORT[:GUEST PORT] with ports from 1 to 65535"
+            );
+            assert_eq!(arguments(&format!("user,tcp={text}")), Err(rejected));
+        }
+        for text in ["10.0.0.2", "10.0.0.2/0", "10.0.0.2/31", "fd00::2/64"] {
+            let error = arguments(&format!("user,address={text}")).unwrap_err();
+            assert!(error.contains("such as 10.0.0.2/24"), "{error}");
+        }
+        assert!(arguments("user,gateway=x").is_err());
+        for option in ["tcp=80", "udp=80", "address=10.0.0.2/24", "gateway=10.0.0.1"] {
+            let name = option.split('=').next().unwrap();
+            let rejected = format!("option {name} requires the backend user");
+            assert_eq!(arguments(&format!("tap:tap0,{option}")), Err(rejected));
+        }
+        assert!(arguments("user,mac=x,mac=y").unwrap_err().contains("given twice"));
+    }
+}
