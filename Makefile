@@ -45,11 +45,12 @@ guests: $(if $(CROSS),cross)
 publish = @for to in dist/$(ARCH) $(if $(CROSS),,dist); do \
 	mkdir -p $$to && install -m $(2) $(1) $$to/$(3).$$$$ && mv -f $$to/$(3).$$$$ $$to/$(3) || exit 1; done
 
-build: guests ## build dist/mayfly, mayfly-standby, mayfly-jailer (static) and the test guests, or dist/aarch64 for ARCH=aarch64
+build: guests ## build dist/mayfly, mayfly-standby, mayfly-tools, mayfly-jailer (static) and the test guests, or dist/aarch64 for ARCH=aarch64
 	@echo '== build for $(ARCH)'
-	@$(CARGO) build --release --package mayfly --package jailer --bin mayfly --bin mayfly-standby --bin mayfly-jailer $(CROSS)
+	@$(CARGO) build --release --package mayfly --package jailer --bin mayfly --bin mayfly-standby --bin mayfly-tools --bin mayfly-jailer $(CROSS)
 	$(call publish,$(RELEASE)/mayfly,755,mayfly)
 	$(call publish,$(RELEASE)/mayfly-standby,755,mayfly-standby)
+	$(call publish,$(RELEASE)/mayfly-tools,755,mayfly-tools)
 	$(call publish,$(RELEASE)/mayfly-jailer,755,mayfly-jailer)
 	$(call publish,$(RELEASE)/mayfly.map,644,mayfly.map)
 

@@ -15,7 +15,7 @@ use std::process::Command;
 #[allow(clippy::disallowed_methods, reason = "make is the only work of this script")]
 fn main() {
     println!("cargo::rerun-if-changed=resources/order.ld");
-    // The other program, mayfly-standby, has other functions at its start.
+    // The other programs, mayfly-standby and mayfly-tools, have other functions at their start.
     println!("cargo::rustc-link-arg-bin=mayfly=-Wl,-T,resources/order.ld");
     println!("cargo::rerun-if-changed=resources/guests");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("OUT_DIR is unset; build with cargo"));

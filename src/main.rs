@@ -9,11 +9,11 @@
 //! | `shell` | a VM that is made before its snapshot is known |
 //! | `session` | their VM from its start to its end |
 //! | `snapshot`, `inspect` | the commands without a VM |
-//! | `sibling` | the command of the program mayfly-standby |
+//! | `sibling` | the commands of the programs mayfly-standby and mayfly-tools |
 //! | `filters` | isolation of the process: seccomp filters, capabilities |
 //! | `terminal` | the terminal as the guest's serial console |
 //! | `logging` | messages and the log |
-//! | `printable` | text without control characters |
+//! | `printable`, `output` | text without control characters, on stdout |
 //! | `timings` | measurements as a table and as a trace |
 
 #![cfg_attr(not(test), no_main)]
@@ -24,6 +24,7 @@ mod demo;
 mod filters;
 mod inspect;
 mod logging;
+mod output;
 mod printable;
 mod process;
 mod restore;
@@ -36,17 +37,15 @@ mod snapshot;
 mod terminal;
 mod timings;
 
-use std::error::Error;
-use std::io::{self, Write};
+use std::io;
 use std::time::Instant;
 
 use api::request_log;
-use vmm::ErrorChain;
 
 use crate::cli::args::{self, Command, firecracker};
 use crate::cli::ctl;
 use crate::cli::hints::{self, OptionSet};
-use crate::printable::{printable, printable_lines};
+use crate::output::{chain, print, print_result};
 
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;
@@ -65,7 +64,7 @@ extern "C" fn main(_count: libc::c_int, _arguments: *const *const libc::c_char) 
     // A thread that the end of the process does not wait for may own the terminal.
     vmm::emergency::restore();
     // The process ends: an error cannot be reported any more.
-    let _ = io::stdout().flush();
+    let _ = io::Write::flush(&mut io::stdout());
     libc::c_int::from(status)
 }
 
@@ -109,7 +108,7 @@ fn command() -> u8 {
         Command::Serve(options) => {
             apart(|| serve::serve(*options, started_at)).map_err(|error| chain(&error))
         }
-        Command::Standby(arguments) => Err(chain(&apart(|| sibling::execute(arguments)))),
+        Command::Sibling(name, arguments) => Err(chain(&apart(|| sibling::execute(name, &arguments)))),
         Command::Ctl(ctl) => print_result(apart(|| ctl::run(&ctl, &mut io::stdin()))),
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -129,27 +128,4 @@ fn command() -> u8 {
 #[inline(never)]
 fn apart<T>(function: impl FnOnce() -> T) -> T {
     function()
-}
-
-/// Returns `error` and its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    printable(&ErrorChain(error).to_string())
-}
-
-/// Prints the text of a command that produces text only.
-fn print_result<T: AsRef<[u8]>, E: Error>(result: Result<T, E>) -> Result<u8, String> {
-    match result {
-        Ok(text) => print(text),
-        Err(error) => Err(chain(&error)),
-    }
-}
-
-/// Prints `text` on stdout, with control characters escaped. A closed pipe is no error: the reader needs no more.
-fn print(text: impl AsRef<[u8]>) -> Result<u8, String> {
-    match io::stdout().write_all(printable_lines(text.as_ref()).as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("cannot write to stdout: {error}"))
-        }
-        _ => Ok(process::SUCCESS),
-    }
 }

@@ -1,4 +1,4 @@
-//! `mayfly standby`: becomes the program mayfly-standby, which is installed beside mayfly.
+//! Commands of other programs, which are installed beside mayfly: `mayfly standby`, `mayfly doctor`.
 
 use std::ffi::OsString;
 use std::io;
@@ -8,23 +8,32 @@ use std::process::Command;
 
 use crate::process;
 
-/// Name of the program.
-const NAME: &str = "mayfly-standby";
+/// The supervisor.
+pub const STANDBY: &str = "mayfly-standby";
+/// Commands that start no VM.
+pub const TOOLS: &str = "mayfly-tools";
 
 /// Failure to become the program.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot execute {NAME}; install it in the directory of mayfly, or in a directory of PATH")]
-pub struct Error(#[source] io::Error);
+#[error("cannot execute {name}; install it in the directory of mayfly, or in a directory of PATH")]
+pub struct Error {
+    /// Name of the program.
+    name: &'static str,
+    /// Cause.
+    #[source]
+    source: io::Error,
+}
 
-/// Becomes mayfly-standby with `arguments`. Returns only if that fails.
-pub fn execute(arguments: Vec<OsString>) -> Error {
+/// Becomes the program `name` with `arguments`. Returns only if that fails.
+pub fn execute(name: &'static str, arguments: &[OsString]) -> Error {
     for program in process::executed_paths() {
-        let error = become_program(&program.with_file_name(NAME), &arguments);
-        if error.kind() != io::ErrorKind::NotFound {
-            return Error(error);
+        let source = become_program(&program.with_file_name(name), arguments);
+        if source.kind() != io::ErrorKind::NotFound {
+            return Error { name, source };
         }
     }
-    Error(become_program(Path::new(NAME), &arguments))
+    let source = become_program(Path::new(name), arguments);
+    Error { name, source }
 }
 
 /// Becomes `program`. A name without a directory is found in PATH.

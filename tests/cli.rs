@@ -49,6 +49,8 @@ fn help_succeeds_and_fits_the_terminal() {
         (&["help", "snapshot"], "mayfly snapshot-merge DIR DIFF"),
         (&["help", "firecracker"], "153   usage error"),
         (&["help", "ctl"], "text format of Prometheus"),
+        (&["help", "doctor"], "mayfly cannot run a guest"),
+        (&["doctor", "--help"], "Landlock"),
         (
             &["--version"],
             concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n"),
@@ -365,5 +367,56 @@ fn hostile_text_does_not_reach_terminal() {
         let message = expect_error(&[command, missing], 1);
         assert!(message.contains("]0;t"), "{message:?}");
         assert!(!message.contains(char::is_control), "{message:?}");
+    }
+}
+
+#[test]
+fn doctor_names_each_check_and_its_status() {
+    let output = mayfly(&["doctor", "--json"]);
+    assert!(output.stderr.is_empty());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(i32::from(report["can_run"] != true)));
+    assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+    let names: Vec<&str> = report["checks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|check| check["name"].as_str().unwrap())
+        .collect();
+    for name in [
+        "kvm",
+        "tun",
+        "io_uring",
+        "userfaultfd",
+        "landlock",
+        "seccomp",
+        "cgroups",
+    ] {
+        assert!(names.contains(&name), "{name} is missing in {names:?}");
+    }
+    let message = expect_error(&["doctor", "--fast"], 2);
+    assert_eq!(message, "invalid option '--fast'; run mayfly doctor --help");
+}
+
+#[test]
+fn missing_program_of_a_command_is_named() {
+    let directory = scratch::Directory::new();
+    let alone = directory.path("mayfly");
+    fs::copy(env!("CARGO_BIN_EXE_mayfly"), &alone).unwrap();
+    for (arguments, program) in [
+        (&["doctor"][..], "mayfly-tools"),
+        (&["help", "doctor"], "mayfly-tools"),
+        (&["standby"], "mayfly-standby"),
+        (&["help", "standby"], "mayfly-standby"),
+    ] {
+        let output = scratch::run(Command::new(&alone).args(arguments).env("PATH", "/nonexistent"));
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(
+            String::from_utf8(output.stderr).unwrap(),
+            format!(
+                "mayfly: cannot execute {program}; install it in the directory of mayfly, or in a directory of PATH: No such file or \
+                 directory (os error 2)\n"
+            )
+        );
     }
 }

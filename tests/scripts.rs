@@ -261,6 +261,7 @@ fn goals_on_aarch64_request_nothing_of_x86() {
                 "mayfly",
                 "mayfly-jailer",
                 "mayfly-standby",
+                "mayfly-tools",
                 "aarch64/mayfly",
                 "aarch64/mayfly-jailer",
             ] {

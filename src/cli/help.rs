@@ -102,6 +102,9 @@ Read files; no KVM required:
   snapshot-merge DIR DIFF ...
                         merge diff snapshots into the snapshot in DIR
 
+Check the host:
+  doctor [--json]       show what mayfly needs of this host, what is missing, and the remedy
+
   help [COMMAND]        show the options of a command, its exit status and examples
   --version             print the version
 

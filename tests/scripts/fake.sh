@@ -58,7 +58,7 @@ case $name in
                 done
                 ;;
             *libfuzzer*) create "${directory:-target}/$triple/release/fuzz" ;;
-            *--release*) for program in mayfly mayfly-standby mayfly-jailer mayfly.map; do create "$output/release/$program"; done ;;
+            *--release*) for program in mayfly mayfly-standby mayfly-tools mayfly-jailer mayfly.map; do create "$output/release/$program"; done ;;
         esac
         ;;
     apt-get)

@@ -24,6 +24,7 @@ use lexopt::Arg;
 
 use crate::cli::ctl::{self, args::Ctl};
 use crate::cli::help::Topic;
+use crate::sibling;
 
 pub use error::Error;
 pub use run::RunArgs;
@@ -31,8 +32,15 @@ pub use session::{SessionArgs, SuspendArgs};
 pub use shell::{ShellArgs, ShellSocket};
 pub use snapshot::{MEMORY, RestoreArgs, STATE, SnapshotArgs};
 
-/// Command of another program.
-const STANDBY: &str = "standby";
+/// Returns the command line of another program, which parses its arguments, if `arguments` belong to one.
+fn sibling(arguments: &[OsString]) -> Option<Command> {
+    let (name, first) = match arguments.first()?.to_str()? {
+        "standby" => (sibling::STANDBY, 1),
+        "doctor" => (sibling::TOOLS, 0),
+        _ => return None,
+    };
+    Some(Command::Sibling(name, arguments[first..].to_vec()))
+}
 
 /// A command with its arguments.
 #[derive(Debug)]
@@ -61,8 +69,8 @@ pub enum Command {
     SnapshotMerge(Vec<PathBuf>),
     /// Send a request to a running mayfly.
     Ctl(Box<Ctl>),
-    /// Become mayfly-standby, with these arguments.
-    Standby(Vec<OsString>),
+    /// Become another program, with these arguments.
+    Sibling(&'static str, Vec<OsString>),
     /// Print a help text.
     Help(Topic),
     /// Print the version.
@@ -96,9 +104,8 @@ pub fn parse(program: &OsStr, arguments: impl IntoIterator<Item = OsString>) -> 
 }
 
 fn parse_command(arguments: Vec<OsString>) -> Result<Command, Error> {
-    if arguments.first().is_some_and(|command| command == STANDBY) {
-        // The other program parses them.
-        return Ok(Command::Standby(arguments.into_iter().skip(1).collect()));
+    if let Some(command) = sibling(&arguments) {
+        return Ok(command);
     }
     let mut parser = lexopt::Parser::from_args(arguments);
     match parser.next().map_err(Error::TopLevel)? {
@@ -186,8 +193,10 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("restore") => Topic::Restore,
             Some("shell") => Topic::Shell,
             Some("snapshot" | "snapshot-info" | "snapshot-merge") => Topic::Snapshot,
-            Some(STANDBY) => return Ok(Command::Standby(vec!["--help".into()])),
-            _ => return Err(Error::Command(lossy(&command))),
+            _ => {
+                let sibling = sibling(&[command.clone(), "--help".into()]);
+                return sibling.ok_or(Error::Command(lossy(&command)));
+            }
         },
         Some(other) => return Err(Error::TopLevel(other.unexpected())),
     };

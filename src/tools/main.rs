@@ -1,0 +1,114 @@
+//! mayfly-tools: the commands of mayfly that start no VM, executed by `mayfly doctor`.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `doctor` | needs of mayfly that this host meets or lacks |
+//! | `help` | help texts |
+//! | `sys` | system calls that query the host |
+
+#[cfg(not(test))]
+#[path = "../allocator.rs"]
+mod allocator;
+mod doctor;
+mod help;
+#[path = "../logging/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "mayfly uses the rest")]
+mod logging;
+#[path = "../output.rs"]
+#[allow(dead_code, reason = "mayfly uses the rest")]
+mod output;
+#[path = "../printable.rs"]
+#[allow(dead_code, reason = "mayfly uses the rest")]
+mod printable;
+#[path = "../process.rs"]
+#[allow(dead_code, reason = "mayfly uses the rest")]
+mod process;
+mod sys;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+#[cfg(not(test))]
+#[global_allocator]
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
+
+/// Exit status of a usage error.
+const USAGE: u8 = 2;
+
+/// Failure of a command.
+#[derive(Debug)]
+struct Failure {
+    message: String,
+    status: u8,
+}
+
+fn main() -> ExitCode {
+    #[cfg(not(test))]
+    process::initialize();
+    logging::start();
+    match command(std::env::args_os().skip(1)) {
+        Ok(status) => ExitCode::from(status),
+        Err(Failure { message, status }) => {
+            logging::print_message(&message);
+            ExitCode::from(status)
+        }
+    }
+}
+
+/// Executes a command and returns its exit status.
+fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<u8, Failure> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let word = match parser.next() {
+        Ok(Some(lexopt::Arg::Value(word))) => word.to_string_lossy().into_owned(),
+        Ok(Some(lexopt::Arg::Short('h') | lexopt::Arg::Long("help"))) => return print(help::TOOLS),
+        Ok(None) => return Err(usage("missing command; run mayfly --help".into())),
+        Ok(Some(other)) => return Err(usage(format!("{}; run mayfly --help", other.unexpected()))),
+        Err(error) => return Err(usage(format!("{error}; run mayfly --help"))),
+    };
+    match word.as_str() {
+        "doctor" => match doctor::parse(&mut parser).map_err(|error| usage(error.to_string()))? {
+            None => print(help::DOCTOR),
+            Some(format) => {
+                let report = doctor::examine();
+                print(&report.text(format)).map(|_| report.status())
+            }
+        },
+        _ => Err(usage(format!("{word:?} is not a command; run mayfly --help"))),
+    }
+}
+
+fn usage(message: String) -> Failure {
+    Failure {
+        message: printable::printable(&message),
+        status: USAGE,
+    }
+}
+
+fn print(text: &str) -> Result<u8, Failure> {
+    output::print(text).map_err(|message| Failure {
+        message,
+        status: process::FAILURE,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::command;
+
+    #[test]
+    fn usage_errors_name_the_argument() {
+        for (line, text) in [
+            ("", "missing command; run mayfly --help"),
+            ("fix", "\"fix\" is not a command; run mayfly --help"),
+            ("--fast", "invalid option '--fast'; run mayfly --help"),
+            (
+                "doctor --fast",
+                "invalid option '--fast'; run mayfly doctor --help",
+            ),
+            ("doctor x", "unexpected argument \"x\"; run mayfly doctor --help"),
+        ] {
+            let failure = command(line.split_whitespace().map(Into::into)).unwrap_err();
+            assert_eq!((failure.message.as_str(), failure.status), (text, 2), "{line}");
+        }
+    }
+}
