@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `allocator` | heap of the process, its end without memory |
 //! | `process` | initialization, processor time, death by a signal |
-//! | `cli` | arguments, help texts, options in error messages, `mayfly ctl` |
+//! | `cli` | arguments, help texts, options in error messages |
 //! | `run`, `restore`, `serve`, `demo` | the commands with a VM |
 //! | `shell` | a VM that is made before its snapshot is known |
 //! | `session` | their VM from its start to its end |
@@ -37,13 +37,11 @@ mod snapshot;
 mod terminal;
 mod timings;
 
-use std::io;
 use std::time::Instant;
 
 use api::request_log;
 
 use crate::cli::args::{self, Command, firecracker};
-use crate::cli::ctl;
 use crate::cli::hints::{self, OptionSet};
 use crate::output::{chain, print, print_result};
 
@@ -64,7 +62,7 @@ extern "C" fn main(_count: libc::c_int, _arguments: *const *const libc::c_char) 
     // A thread that the end of the process does not wait for may own the terminal.
     vmm::emergency::restore();
     // The process ends: an error cannot be reported any more.
-    let _ = io::Write::flush(&mut io::stdout());
+    let _ = std::io::Write::flush(&mut std::io::stdout());
     libc::c_int::from(status)
 }
 
@@ -109,7 +107,6 @@ fn command() -> u8 {
             apart(|| serve::serve(*options, started_at)).map_err(|error| chain(&error))
         }
         Command::Sibling(name, arguments) => Err(chain(&apart(|| sibling::execute(name, &arguments)))),
-        Command::Ctl(ctl) => print_result(apart(|| ctl::run(&ctl, &mut io::stdin()))),
         Command::Help(topic) => print(topic.text()),
         Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::FirecrackerVersion => print(format!("Firecracker v{}\n\n", firecracker::VERSION)),

@@ -406,6 +406,8 @@ fn missing_program_of_a_command_is_named() {
     for (arguments, program) in [
         (&["doctor"][..], "mayfly-tools"),
         (&["help", "doctor"], "mayfly-tools"),
+        (&["ctl", "status"], "mayfly-tools"),
+        (&["help", "ctl"], "mayfly-tools"),
         (&["standby"], "mayfly-standby"),
         (&["help", "standby"], "mayfly-standby"),
     ] {

@@ -18,6 +18,9 @@ use httparse::Status;
 
 use crate::http::MAX_SOCKET_PATH;
 
+/// Default path of the API socket, that of Firecracker.
+pub const DEFAULT_SOCKET: &str = "/run/firecracker.socket";
+
 /// Client of the server on one socket.
 #[derive(Clone, Debug)]
 pub struct Client {

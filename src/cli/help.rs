@@ -13,8 +13,6 @@ pub enum Topic {
     Demo,
     /// Firecracker's command line.
     Firecracker,
-    /// `mayfly ctl`
-    Ctl,
     /// `mayfly restore`
     Restore,
     /// `mayfly shell`
@@ -32,7 +30,6 @@ impl Topic {
             Self::Inspect => INSPECT,
             Self::Demo => DEMO,
             Self::Firecracker => FIRECRACKER,
-            Self::Ctl => CTL,
             Self::Restore => RESTORE,
             Self::Shell => SHELL,
             Self::Snapshot => SNAPSHOT,
@@ -292,71 +289,6 @@ Try:   mayfly --api-sock /tmp/vm.sock &
        mayfly ctl --api-sock /tmp/vm.sock status
 "
 );
-
-const CTL: &str = "\
-mayfly ctl - control a running mayfly or Firecracker over its API socket
-
-usage: mayfly ctl [--api-sock PATH] [--json] [--timeout SECONDS] COMMAND
-
-Show:
-  status [--registers]  print the instance state and the size of the VM; for each vCPU, if it runs or is halted; for
-                        each device, how far its driver is; the last accesses to ports and addresses of no device.
-                        --registers also prints instruction pointer and interrupt flag, for which it interrupts each
-                        vCPU for some microseconds, and shows if the guest has halted for good
-  config                print the configuration with drives, interfaces and rate limits
-  metrics               print GET /metrics unchanged, in the text format of Prometheus: phases of the start, exits of
-                        vCPUs, requests of drives, packets of interfaces
-
-Act:
-  start                 start a configured VM
-  pause                 pause the guest
-  resume                resume a paused guest
-  stop                  send Ctrl-Alt-Del to the guest (x86_64 only). Linux reboots, which ends mayfly; most unikernels
-                        ignore the keys. To end any VM, end its process: kill PID
-  suspend               suspend the VM: create a snapshot, and end mayfly with status 123
-  cancel-suspend        cancel a suspend in progress; the guest goes on
-  ready                 announce that the guest is ready: the cool-down of --idle-after begins
-  flush-metrics         write a line to the metrics file, if one is configured
-
-Change devices of a running guest:
-  drive ID [--path PATH] [--bandwidth LIMIT] [--ops LIMIT]
-                        replace the file by the one at PATH, as the server sees it, or set rate limits. Without an
-                        option, report the present size of the file to the guest
-  net ID [--rx-bandwidth LIMIT] [--rx-ops LIMIT] [--tx-bandwidth LIMIT] [--tx-ops LIMIT]
-                        set rate limits for frames to the guest (rx) and from the guest (tx)
-  LIMIT is AMOUNT/MILLISECONDS[/BURST]: AMOUNT per time, and BURST once in addition; or off. Bandwidth counts bytes,
-  with an optional suffix K, M, G or T; ops count requests or packets. Limits that are not given stay unchanged.
-
-Control the instances of a supervisor (mayfly standby):
-  instances             list them, with state and reason
-  instance ID           print an instance with its configuration
-  wake ID               wake an instance, and wait until its guest runs
-  suspend ID            suspend an instance, and wait until its process has ended
-  delete ID             delete a suspended or failed instance with its snapshots in the state directory
-
-Send any other request:
-  request METHOD PATH [BODY|-]
-                        send a request with a JSON body; - reads BODY from stdin
-
-options:
-      --api-sock PATH   connect to this socket, the one of mayfly --api-sock (default /run/firecracker.socket)
-      --json            print the body of the response unchanged, for programs; prints nothing if it is empty
-      --timeout SECONDS stop waiting for a response after SECONDS, 1 to 3600 (default 10)
-
-exit status:
-  0     success
-  1     the server rejects the request, does not respond, or does not exist; the message states the cause
-  2     usage error
-
-Try:   mayfly ctl --api-sock /tmp/vm.sock status
-       mayfly ctl --api-sock /tmp/vm.sock status --registers
-       mayfly ctl --api-sock /tmp/vm.sock metrics | grep mayfly_vcpu_exits
-       mayfly ctl --api-sock /tmp/vm.sock drive rootfs --bandwidth 10M/1000 --ops 500/1000/2000
-       mayfly ctl --api-sock /tmp/vm.sock net eth0 --rx-bandwidth off
-       mayfly ctl --api-sock /tmp/vm.sock --json config | jq .drives
-       mayfly ctl --api-sock /tmp/vm.sock request PUT /machine-config '{\"vcpu_count\":2,\"mem_size_mib\":256}'
-       mayfly ctl --api-sock /tmp/vm.sock request PUT /boot-source - < boot.json
-";
 
 const RESTORE: &str = concat!(
     "\

@@ -1,6 +1,5 @@
-//! The command line: arguments, help texts, options in error messages, and `mayfly ctl`.
+//! The command line: arguments, help texts, and options in error messages.
 
 pub mod args;
-pub mod ctl;
 pub mod help;
 pub mod hints;

@@ -1,7 +1,8 @@
-//! mayfly-tools: the commands of mayfly that start no VM, executed by `mayfly doctor`.
+//! mayfly-tools: the commands of mayfly that start no VM, executed by `mayfly ctl` and `mayfly doctor`.
 //!
 //! | module | contents |
 //! |---|---|
+//! | `ctl` | requests to the API of a running mayfly |
 //! | `doctor` | needs of mayfly that this host meets or lacks |
 //! | `help` | help texts |
 //! | `sys` | system calls that query the host |
@@ -9,6 +10,7 @@
 #[cfg(not(test))]
 #[path = "../allocator.rs"]
 mod allocator;
+mod ctl;
 mod doctor;
 mod help;
 #[path = "../logging/mod.rs"]
@@ -26,6 +28,7 @@ mod process;
 mod sys;
 
 use std::ffi::OsString;
+use std::io;
 use std::process::ExitCode;
 
 #[cfg(not(test))]
@@ -66,6 +69,13 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<u8, Failure>
         Err(error) => return Err(usage(format!("{error}; run mayfly --help"))),
     };
     match word.as_str() {
+        "ctl" => match ctl::args::parse(&mut parser).map_err(|error| usage(error.to_string()))? {
+            None => print(help::CTL),
+            Some(ctl) => output::print_result(ctl::run(&ctl, &mut io::stdin())).map_err(|message| Failure {
+                message,
+                status: process::FAILURE,
+            }),
+        },
         "doctor" => match doctor::parse(&mut parser).map_err(|error| usage(error.to_string()))? {
             None => print(help::DOCTOR),
             Some(format) => {
@@ -96,6 +106,21 @@ mod tests {
     use super::command;
 
     #[test]
+    fn help_is_accepted_anywhere() {
+        for line in [
+            "ctl --help",
+            "ctl drive --help",
+            "ctl status -h",
+            "doctor --help",
+            "doctor --json -h",
+            "--help",
+        ] {
+            let status = command(line.split_whitespace().map(Into::into)).unwrap();
+            assert_eq!(status, 0, "{line}");
+        }
+    }
+
+    #[test]
     fn usage_errors_name_the_argument() {
         for (line, text) in [
             ("", "missing command; run mayfly --help"),
@@ -106,6 +131,11 @@ mod tests {
                 "invalid option '--fast'; run mayfly doctor --help",
             ),
             ("doctor x", "unexpected argument \"x\"; run mayfly doctor --help"),
+            ("ctl", "missing command, such as status; run mayfly ctl --help"),
+            (
+                "ctl no-such",
+                "\"no-such\" is not a command of mayfly ctl; run mayfly ctl --help",
+            ),
         ] {
             let failure = command(line.split_whitespace().map(Into::into)).unwrap_err();
             assert_eq!((failure.message.as_str(), failure.status), (text, 2), "{line}");

@@ -77,6 +77,10 @@ fn collect(kind: &HostKind, scenarios: &[String]) -> Result<Files, Error> {
             include_bytes!("local-root.sh").to_vec(),
         ),
         ("bin/mayfly".to_owned(), read_built(kind, &kind.mayfly())?),
+        (
+            "bin/mayfly-tools".to_owned(),
+            read_built(kind, &kind.mayfly().with_file_name("mayfly-tools"))?,
+        ),
         ("bin/scenarios".to_owned(), read_built(kind, &kind.scenarios())?),
         ("images/initrd".to_owned(), build_guest_initrd(kind, &busybox)?),
         ("bin/busybox".to_owned(), busybox),

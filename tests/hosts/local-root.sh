@@ -13,7 +13,7 @@ mkdir $root/tmp $root/program
 mkdir -p $root/dev/shm
 mount -t tmpfs none $root/dev/shm
 # The tests link to the program, in its file system.
-cp /bin/mayfly /bin/mayfly-jailer $root/program
+cp /bin/mayfly /bin/mayfly-tools /bin/mayfly-jailer $root/program
 ip link set lo up
 cd $root
 mount -o move . /

@@ -5,7 +5,6 @@ use std::ffi::{OsStr, OsString};
 use vmm::arch::Architecture;
 
 use super::firecracker;
-use crate::cli::ctl;
 
 /// Exit status of a usage error.
 const USAGE: u8 = 2;
@@ -74,9 +73,6 @@ pub enum Error {
     /// A guest argument is not UTF-8.
     #[error("guest argument {0:?} is not UTF-8; use printable ASCII")]
     GuestArgument(OsString),
-    /// The arguments of `mayfly ctl` are invalid.
-    #[error(transparent)]
-    Ctl(ctl::args::Error),
     /// An option is unknown, or has no value.
     #[error("{source}; run mayfly {command} --help")]
     Syntax {

@@ -11,7 +11,7 @@ use log::LevelFilter;
 use crate::filters::{Filters, Isolation};
 
 /// Default path of the API socket.
-pub const SOCKET: &str = "/run/firecracker.socket";
+pub const SOCKET: &str = api::client::DEFAULT_SOCKET;
 
 /// Release of Firecracker whose API mayfly serves. Clients compare the first two numbers.
 pub const VERSION: &str = "1.17.0";

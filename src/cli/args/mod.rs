@@ -22,7 +22,6 @@ use error::{lossy, syntax};
 use firecracker::FirecrackerCommand;
 use lexopt::Arg;
 
-use crate::cli::ctl::{self, args::Ctl};
 use crate::cli::help::Topic;
 use crate::sibling;
 
@@ -36,7 +35,7 @@ pub use snapshot::{MEMORY, RestoreArgs, STATE, SnapshotArgs};
 fn sibling(arguments: &[OsString]) -> Option<Command> {
     let (name, first) = match arguments.first()?.to_str()? {
         "standby" => (sibling::STANDBY, 1),
-        "doctor" => (sibling::TOOLS, 0),
+        "ctl" | "doctor" => (sibling::TOOLS, 0),
         _ => return None,
     };
     Some(Command::Sibling(name, arguments[first..].to_vec()))
@@ -67,8 +66,6 @@ pub enum Command {
     DescribeSnapshot(PathBuf),
     /// Merge diff snapshots into the first snapshot.
     SnapshotMerge(Vec<PathBuf>),
-    /// Send a request to a running mayfly.
-    Ctl(Box<Ctl>),
     /// Become another program, with these arguments.
     Sibling(&'static str, Vec<OsString>),
     /// Print a help text.
@@ -116,7 +113,6 @@ fn parse_command(arguments: Vec<OsString>) -> Result<Command, Error> {
             Some("run") => Ok(run::parse(&mut parser)?.map_or(Command::Help(Topic::Run), Command::Run)),
             Some("inspect") => inspect(&mut parser),
             Some("demo") => demo(&mut parser),
-            Some("ctl") => ctl(&mut parser),
             Some("restore") => {
                 let restore = snapshot::parse_restore(&mut parser)?;
                 Ok(restore.map_or(Command::Help(Topic::Restore), Command::Restore))
@@ -176,11 +172,6 @@ fn demo(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     }
 }
 
-fn ctl(parser: &mut lexopt::Parser) -> Result<Command, Error> {
-    let ctl = ctl::args::parse(parser).map_err(Error::Ctl)?;
-    Ok(ctl.map_or(Command::Help(Topic::Ctl), |ctl| Command::Ctl(Box::new(ctl))))
-}
-
 fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let topic = match parser.next().map_err(Error::TopLevel)? {
         None => Topic::Mayfly,
@@ -189,7 +180,6 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("inspect") => Topic::Inspect,
             Some("demo") => Topic::Demo,
             Some("firecracker") => Topic::Firecracker,
-            Some("ctl") => Topic::Ctl,
             Some("restore") => Topic::Restore,
             Some("shell") => Topic::Shell,
             Some("snapshot" | "snapshot-info" | "snapshot-merge") => Topic::Snapshot,
@@ -365,8 +355,6 @@ mod tests {
             ("demo --help", Topic::Demo),
             ("restore s --help", Topic::Restore),
             ("snapshot-merge a b -h", Topic::Snapshot),
-            ("ctl drive --help", Topic::Ctl),
-            ("help ctl", Topic::Ctl),
         ] {
             assert!(
                 matches!(parse(line), Ok(Command::Help(found)) if found == topic),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use vmm::ErrorChain;
 
 use super::{Directory, ctl, ok, parse, response};
-use crate::cli::ctl::request::MAX_STDIN;
-use crate::cli::ctl::{Error, run};
+use crate::ctl::request::MAX_STDIN;
+use crate::ctl::{Error, run};
 
 const COMMANDS: [&str; 12] = [
     "status",

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::parse;
-use crate::cli::ctl::args::{self, CtlCommand, Error};
+use crate::ctl::args::{self, CtlCommand, Error};
 
 fn error(line: &str) -> String {
     parse(line).unwrap_err().to_string()

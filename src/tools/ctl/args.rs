@@ -7,7 +7,7 @@ use std::time::Duration;
 use lexopt::Arg;
 use serde_json::{Map, Value, json};
 
-use crate::cli::args::firecracker::SOCKET;
+use api::client::DEFAULT_SOCKET;
 
 /// Default timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -212,7 +212,7 @@ pub fn parse(parser: &mut lexopt::Parser) -> Result<Option<Ctl>, Error> {
         });
     }
     Ok(Some(Ctl {
-        socket: socket.unwrap_or_else(|| SOCKET.into()),
+        socket: socket.unwrap_or_else(|| DEFAULT_SOCKET.into()),
         timeout: timeout.unwrap_or(TIMEOUT),
         json,
         command,
