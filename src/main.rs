@@ -15,6 +15,7 @@
 //! | `logging` | messages and the log |
 //! | `printable`, `output` | text without control characters, on stdout |
 //! | `timings` | measurements as a table and as a trace |
+//! | `version` | versions of the program and of its interfaces |
 
 #![cfg_attr(not(test), no_main)]
 
@@ -36,6 +37,7 @@ mod sibling;
 mod snapshot;
 mod terminal;
 mod timings;
+mod version;
 
 use std::time::Instant;
 
@@ -108,7 +110,8 @@ fn command() -> u8 {
         }
         Command::Sibling(name, arguments) => Err(chain(&apart(|| sibling::execute(name, &arguments)))),
         Command::Help(topic) => print(topic.text()),
-        Command::Version => print(concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
+        Command::Version => print(version::line()),
+        Command::Versions => print(version::json()),
         Command::FirecrackerVersion => print(format!("Firecracker v{}\n\n", firecracker::VERSION)),
     };
     let status = result.unwrap_or_else(|error| {

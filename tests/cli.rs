@@ -51,6 +51,8 @@ fn help_succeeds_and_fits_the_terminal() {
         (&["help", "ctl"], "text format of Prometheus"),
         (&["help", "doctor"], "mayfly cannot run a guest"),
         (&["doctor", "--help"], "Landlock"),
+        (&["help", "version"], "snapshot_format"),
+        (&["version"], concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n")),
         (
             &["--version"],
             concat!("mayfly ", env!("CARGO_PKG_VERSION"), "\n"),
@@ -421,4 +423,30 @@ fn missing_program_of_a_command_is_named() {
             )
         );
     }
+}
+
+#[test]
+fn versions_are_those_of_the_other_commands() {
+    let output = mayfly(&["version", "--json"]);
+    assert!(output.status.success() && output.stderr.is_empty());
+    let versions: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(versions["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(versions["architecture"], std::env::consts::ARCH);
+    let format = String::from_utf8(mayfly(&["--snapshot-version"]).stdout).unwrap();
+    assert_eq!(
+        format!("v{}\n", versions["snapshot_format"].as_str().unwrap()),
+        format
+    );
+    let directory = scratch::Directory::new();
+    let firecracker = directory.path("firecracker");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_mayfly"), &firecracker).unwrap();
+    let output = scratch::run(Command::new(firecracker).arg("--version"));
+    let line = format!(
+        "Firecracker v{}\n\n",
+        versions["firecracker_api"].as_str().unwrap()
+    );
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), line);
+    // Tests of a build with a commit have it in their environment.
+    let commit = option_env!("MAYFLY_COMMIT");
+    assert_eq!(versions["commit"].as_str(), commit);
 }

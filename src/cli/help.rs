@@ -11,6 +11,8 @@ pub enum Topic {
     Inspect,
     /// `mayfly demo`
     Demo,
+    /// `mayfly version`
+    Version,
     /// Firecracker's command line.
     Firecracker,
     /// `mayfly restore`
@@ -29,6 +31,7 @@ impl Topic {
             Self::Run => RUN,
             Self::Inspect => INSPECT,
             Self::Demo => DEMO,
+            Self::Version => VERSION,
             Self::Firecracker => FIRECRACKER,
             Self::Restore => RESTORE,
             Self::Shell => SHELL,
@@ -99,9 +102,9 @@ Read files; no KVM required:
   snapshot-merge DIR DIFF ...
                         merge diff snapshots into the snapshot in DIR
 
-Check the host:
+Check the installation:
   doctor [--json]       show what mayfly needs of this host, what is missing, and the remedy
-
+  version [--json]      print the version; with --json also those of the API and of the snapshot format
   help [COMMAND]        show the options of a command, its exit status and examples
   --version             print the version
 
@@ -227,6 +230,23 @@ usage: mayfly demo
 
 Needs nothing but /dev/kvm. Boots the guest, then prints the times measured in this run, with their meaning. If KVM is
 unavailable, the message states the remedy. The exit status is that of mayfly run.
+";
+
+const VERSION: &str = "\
+mayfly version - print the version
+
+usage: mayfly version [--json]
+
+options:
+      --json            print an object: version; commit (null if the build does not state it); architecture;
+                        firecracker_api, the release of Firecracker whose API mayfly serves; snapshot_format, the
+                        version of the snapshots that mayfly creates
+
+exit status:
+  0     success
+  2     usage error
+
+Try:   mayfly version --json
 ";
 
 const FIRECRACKER: &str = concat!(

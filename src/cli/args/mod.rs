@@ -72,6 +72,8 @@ pub enum Command {
     Help(Topic),
     /// Print the version.
     Version,
+    /// Print all versions as JSON.
+    Versions,
     /// Print the version of Firecracker that mayfly replaces.
     FirecrackerVersion,
 }
@@ -113,6 +115,7 @@ fn parse_command(arguments: Vec<OsString>) -> Result<Command, Error> {
             Some("run") => Ok(run::parse(&mut parser)?.map_or(Command::Help(Topic::Run), Command::Run)),
             Some("inspect") => inspect(&mut parser),
             Some("demo") => demo(&mut parser),
+            Some("version") => version(&mut parser),
             Some("restore") => {
                 let restore = snapshot::parse_restore(&mut parser)?;
                 Ok(restore.map_or(Command::Help(Topic::Restore), Command::Restore))
@@ -172,6 +175,18 @@ fn demo(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     }
 }
 
+fn version(parser: &mut lexopt::Parser) -> Result<Command, Error> {
+    let mut command = Command::Version;
+    while let Some(argument) = parser.next().map_err(syntax("version"))? {
+        match argument {
+            Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help(Topic::Version)),
+            Arg::Long("json") => command = Command::Versions,
+            other => return Err(syntax("version")(other.unexpected())),
+        }
+    }
+    Ok(command)
+}
+
 fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let topic = match parser.next().map_err(Error::TopLevel)? {
         None => Topic::Mayfly,
@@ -179,6 +194,7 @@ fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
             Some("run") => Topic::Run,
             Some("inspect") => Topic::Inspect,
             Some("demo") => Topic::Demo,
+            Some("version") => Topic::Version,
             Some("firecracker") => Topic::Firecracker,
             Some("restore") => Topic::Restore,
             Some("shell") => Topic::Shell,
@@ -335,6 +351,10 @@ mod tests {
                 "unexpected argument \"b\"; run mayfly snapshot-info --help",
             ),
             ("demo x", "unexpected argument \"x\"; run mayfly demo --help"),
+            (
+                "version x",
+                "unexpected argument \"x\"; run mayfly version --help",
+            ),
             ("help --run", "invalid option '--run'; run mayfly --help"),
             ("help run x", "unexpected argument \"x\"; run mayfly --help"),
             ("help run --x", "invalid option '--x'; run mayfly --help"),
@@ -353,6 +373,7 @@ mod tests {
             ("help run", Topic::Run),
             ("inspect --help", Topic::Inspect),
             ("demo --help", Topic::Demo),
+            ("version --json --help", Topic::Version),
             ("restore s --help", Topic::Restore),
             ("snapshot-merge a b -h", Topic::Snapshot),
         ] {
