@@ -2,7 +2,7 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `args` | arguments, help text |
+//! | `args`, `help` | arguments, help text |
 //! | `schema`, `config` | bodies of requests, configuration of an instance |
 //! | `journal` | registrations and failures on disk |
 //! | `registry`, `live` | instances in memory: states, names and addresses; those with a process |
@@ -31,6 +31,7 @@ mod config;
 mod core;
 mod end;
 mod exchange;
+mod help;
 mod inspection;
 mod journal;
 mod lifecycle;
@@ -94,7 +95,7 @@ fn main() -> ExitCode {
     match args::parse(std::env::args_os().skip(1)) {
         Ok(Command::Help) => {
             // A closed pipe is no error: the reader needs no more.
-            let _ = io::stdout().write_all(args::HELP.as_bytes());
+            let _ = io::stdout().write_all(help::TEXT.as_bytes());
             ExitCode::SUCCESS
         }
         Ok(Command::Supervise(args)) => match supervisor::supervise(&args) {
