@@ -11,13 +11,15 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 800;
 
 /// Crates with their allowed dependencies: ours, and those of [`RESTRICTED`].
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     (".", &["api", "devices", "vmm", "serde_json"]),
     ("api", &["vmm", "serde_json"]),
     ("vmm", &["devices", "snapshot", "kvm-bindings", "kvm-ioctls"]),
     ("devices", &["snapshot", "virtio-queue", "vm-superio"]),
     ("snapshot", &[]),
     ("jailer", &[]),
+    // Includes the help texts by their paths.
+    ("resources/manual", &[]),
     // Temporary files for the tests of all crates.
     ("tests/scratch", &[]),
     // Includes modules of devices and vmm by their paths.
@@ -59,13 +61,14 @@ const VMM_LAYERS: [&[&str]; 13] = [
 ];
 
 /// Crates whose files must not import each other in a cycle.
-const CRATES: [&str; 6] = [
+const CRATES: [&str; 7] = [
     "src",
     "vmm/src",
     "devices/src",
     "snapshot/src",
     "api/src",
     "jailer/src",
+    "resources/manual",
 ];
 
 /// Places in vmm that name architectures: their own code, settings of the user, and formats of images.
