@@ -24,7 +24,7 @@ ifeq ($(filter x86_64 aarch64,$(ARCH)),)
 $(error cannot build for $(ARCH): mayfly has no code for it; use x86_64 or aarch64)
 endif
 
-.PHONY: help guests build demo demo-zero tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore storm tracking zero cycles clones order clean
+.PHONY: help guests pages build install uninstall demo demo-zero tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore storm tracking zero cycles clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -45,7 +45,13 @@ guests: $(if $(CROSS),cross)
 publish = @for to in dist/$(ARCH) $(if $(CROSS),,dist); do \
 	mkdir -p $$to && install -m $(2) $(1) $$to/$(3).$$$$ && mv -f $$to/$(3).$$$$ $$to/$(3) || exit 1; done
 
-build: guests ## build dist/mayfly, mayfly-standby, mayfly-tools, mayfly-jailer (static) and the test guests, or dist/aarch64 for ARCH=aarch64
+# The man pages and completions are the same for all architectures. With the profile of the programs: `ahead` compiles the other one
+# meanwhile.
+pages:
+	@echo '== man pages and completions'
+	@cargo run --quiet --release --package manual -- dist/share "$$(git log -1 --format=%cs 2>/dev/null || date +%F)"
+
+build: guests $(if $(CROSS),,pages) ## build dist/mayfly, mayfly-standby, mayfly-tools, mayfly-jailer (static) and the test guests, or dist/aarch64 for ARCH=aarch64
 	@echo '== build for $(ARCH)'
 	@$(CARGO) build --release --package mayfly --package jailer --bin mayfly --bin mayfly-standby --bin mayfly-tools --bin mayfly-jailer $(CROSS)
 	$(call publish,$(RELEASE)/mayfly,755,mayfly)
@@ -53,6 +59,15 @@ build: guests ## build dist/mayfly, mayfly-standby, mayfly-tools, mayfly-jailer 
 	$(call publish,$(RELEASE)/mayfly-tools,755,mayfly-tools)
 	$(call publish,$(RELEASE)/mayfly-jailer,755,mayfly-jailer)
 	$(call publish,$(RELEASE)/mayfly.map,644,mayfly.map)
+
+PREFIX ?= /usr/local
+export PREFIX DESTDIR ZSHDIR
+
+install: ## install what `make build` has built below PREFIX=/usr/local, in DESTDIR for a package
+	@resources/install.sh install $(ARCH)
+
+uninstall: ## remove what `make install` has installed below PREFIX=/usr/local
+	@resources/install.sh uninstall $(ARCH)
 
 # built TEST: the program of a test in the list of the build.
 built = "$$(sed -nE 's/.*"executable":"([^"]*\/deps\/$(1)-[^"]*)".*/\1/p' $(BUILD)/scenarios.json)"
@@ -124,7 +139,7 @@ programs:
 ifneq ($(wildcard /dev/kvm),)
 UNIT_TARGETS := --workspace
 else
-UNIT_TARGETS := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test scripts --test fuzz --test hosts --test clients --test jail --test models --test standby
+UNIT_TARGETS := --workspace --lib --bins --test architecture --test dependencies --test order --test cli --test docs --test scripts --test fuzz --test hosts --test clients --test install --test jail --test models --test standby
 UNIT_ARGUMENTS := -- --exact --skip load
 endif
 UNIT := $(UNIT_TARGETS) $(UNIT_ARGUMENTS)

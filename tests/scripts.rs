@@ -10,9 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Files and directories that the goals and scripts need.
-const COPIED: [&str; 9] = [
+const COPIED: [&str; 13] = [
+    "CHANGELOG.md",
+    "LICENSE",
     "Makefile",
+    "README.md",
     "benches",
+    "docs",
     "resources",
     "tests/clients",
     "tests/fuzz/corpus",
@@ -23,7 +27,7 @@ const COPIED: [&str; 9] = [
 ];
 
 /// Tools of the machine that run as they are.
-const BASE_TOOLS: [&str; 43] = [
+const BASE_TOOLS: [&str; 44] = [
     "bash",
     "basename",
     "cat",
@@ -53,6 +57,7 @@ const BASE_TOOLS: [&str; 43] = [
     "readlink",
     "realpath",
     "rm",
+    "rmdir",
     "sed",
     "seq",
     "sh",
@@ -70,7 +75,7 @@ const BASE_TOOLS: [&str; 43] = [
 ];
 
 /// Programs that record their arguments.
-const RECORDED: [&str; 15] = [
+const RECORDED: [&str; 16] = [
     "apt-cache",
     "apt-get",
     "ar",
@@ -81,6 +86,7 @@ const RECORDED: [&str; 15] = [
     "cc",
     "curl",
     "dpkg",
+    "git",
     "id",
     "objcopy",
     "python3",
@@ -89,16 +95,21 @@ const RECORDED: [&str; 15] = [
 ];
 
 /// Tools that setup.sh requires, beside [`RECORDED`].
-const REQUIRED: [&str; 11] = [
+const REQUIRED: [&str; 16] = [
+    "fish",
     "ip",
     "ld",
     "lz4",
+    "man",
+    "mandoc",
     "xz",
     "nft",
     "passt",
     "ping",
     "qemu-system-aarch64",
     "qemu-system-x86_64",
+    "systemd-analyze",
+    "zsh",
     "aarch64-linux-gnu-gcc",
     "aarch64-linux-gnu-objcopy",
 ];
@@ -167,6 +178,8 @@ impl Machine {
             .current_dir(self.tree())
             .env_clear()
             .env("PATH", self.tools())
+            // Files of `make install`.
+            .env("DESTDIR", self.directory.path("installed"))
             .env("FAKE_LOG", self.directory.path("log"))
             .env("FAKE_MACHINE", self.architecture)
             .env("FAKE_PROGRAM", root().join("tests/scripts/fake.sh"));
@@ -256,6 +269,17 @@ fn goals_on_aarch64_request_nothing_of_x86() {
     for goal in goals.iter().map(String::as_str).chain(internal) {
         let calls = machine.expect_make(&[goal]);
         check_no_x86(goal, &calls);
+        if goal == "install" {
+            let installed = machine.directory.path("installed/usr/local");
+            for file in [
+                "bin/mayfly-tools",
+                "share/man/man1/mayfly.1",
+                "share/zsh/site-functions/_mayfly",
+                "lib/systemd/system/mayfly@.service",
+            ] {
+                assert!(installed.join(file).exists(), "{file}");
+            }
+        }
         if goal == "build" {
             for file in [
                 "mayfly",

@@ -10,14 +10,14 @@ pub fn completion(program: &Program) -> String {
     let mut script = format!(
         "#compdef {name}\n# Completions of {name} for zsh. Generated from its help texts. Do not edit.\n\n_{name}() {{\n"
     );
+    // Without success of the function, zsh looks for other completions, and inserts none.
+    script.push_str("  local context state state_descr line ret=1\n  typeset -A opt_args\n");
     if program.commands.is_empty() {
         add_arguments(&mut script, &program.options, &Kind::Other, 1);
-        let _ = write!(script, "}}\n\n_{name} \"$@\"\n");
-        return script;
+    } else {
+        add_dispatch(&mut script, &program.options, &program.commands, 1);
     }
-    script.push_str("  local context state state_descr line\n  typeset -A opt_args\n");
-    add_dispatch(&mut script, &program.options, &program.commands, 1);
-    let _ = write!(script, "}}\n\n_{name} \"$@\"\n");
+    let _ = write!(script, "  return ret\n}}\n\n_{name} \"$@\"\n");
     script
 }
 
@@ -28,7 +28,7 @@ fn add_dispatch(script: &mut String, options: &[Opt], commands: &[Command], dept
     for option in options {
         let _ = writeln!(script, "{space}  {} \\", specification(option));
     }
-    let _ = writeln!(script, "{space}  '1: :->command' '*:: :->arguments'");
+    let _ = writeln!(script, "{space}  '1: :->command' '*:: :->arguments' && ret=0");
     let _ = writeln!(
         script,
         "{space}case $state in\n{space}command)\n{space}  local -a commands=("
@@ -39,7 +39,7 @@ fn add_dispatch(script: &mut String, options: &[Opt], commands: &[Command], dept
     }
     let _ = writeln!(
         script,
-        "{space}  )\n{space}  _describe command commands\n{space}  ;;"
+        "{space}  )\n{space}  _describe command commands && ret=0\n{space}  ;;"
     );
     let _ = writeln!(script, "{space}arguments)\n{space}  case $words[1] in");
     for command in commands {
@@ -61,7 +61,11 @@ fn add_arguments(script: &mut String, options: &[Opt], argument: &Kind, depth: u
     for option in options {
         let _ = writeln!(script, "{space}  {} \\", specification(option));
     }
-    let _ = writeln!(script, "{space}  {}", quote(&format!("*: :{}", action(argument))));
+    let rest = match argument {
+        Kind::Other => String::new(),
+        _ => quote(&format!("*: :{}", action(argument))) + " ",
+    };
+    let _ = writeln!(script, "{space}  {rest}&& ret=0");
 }
 
 /// Returns the specification of an option, such as `'(-m --memory)'{-m,--memory=}'[set it]:SIZE:'`.

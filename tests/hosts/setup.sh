@@ -42,6 +42,11 @@ if [ "$part" = all ]; then
     require 'command -v strace' strace
     require 'command -v python3' python3
     require 'python3 -c "import ensurepip"' python3-venv
+    require 'command -v mandoc' mandoc
+    require 'command -v man' man-db
+    require 'command -v zsh' zsh
+    require 'command -v fish' fish
+    require 'command -v systemd-analyze' systemd
 fi
 
 install_missing() {

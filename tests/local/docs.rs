@@ -17,6 +17,7 @@ scenarios! {
     readme => run("README.md");
     firecracker_compatibility => run("docs/firecracker-compatibility.md");
     guests => run("docs/guests.md");
+    install => run("docs/install.md");
     networking => run("docs/networking.md");
     performance => run("docs/performance.md");
     scale_to_zero => run("docs/scale-to-zero.md");

@@ -51,6 +51,12 @@ case $name in
         directory=$found
         output=${directory:-target}/${triple:-$FAKE_MACHINE-unknown-linux-gnu}
         case "$*" in
+            *"--package manual"*)
+                for page in man/man1/mayfly.1 bash-completion/completions/mayfly zsh/site-functions/_mayfly \
+                    fish/vendor_completions.d/mayfly.fish; do
+                    create "dist/share/$page"
+                done
+                ;;
             *--message-format*)
                 for test in hosts local; do
                     create "$output/debug/deps/$test-0"
