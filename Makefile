@@ -24,7 +24,7 @@ ifeq ($(filter x86_64 aarch64,$(ARCH)),)
 $(error cannot build for $(ARCH): mayfly has no code for it; use x86_64 or aarch64)
 endif
 
-.PHONY: help guests pages build install uninstall demo demo-zero tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore storm tracking zero cycles clones order clean
+.PHONY: help guests pages build install uninstall deb package demo demo-zero tools cross setup format lint docs aarch64 scenarios ahead programs unit test fuzz bench attack control filters floor jailer queue restore storm tracking zero cycles clones order clean
 # Goals run in their order, even with -j: cargo uses all processors already.
 .NOTPARALLEL:
 
@@ -68,6 +68,12 @@ install: ## install what `make build` has built below PREFIX=/usr/local, in DEST
 
 uninstall: ## remove what `make install` has installed below PREFIX=/usr/local
 	@resources/install.sh uninstall $(ARCH)
+
+deb: build pages package ## build a Debian package in dist, or for ARCH=aarch64
+
+# Packages the present build.
+package:
+	@resources/debian/build.sh $(ARCH)
 
 # built TEST: the program of a test in the list of the build.
 built = "$$(sed -nE 's/.*"executable":"([^"]*\/deps\/$(1)-[^"]*)".*/\1/p' $(BUILD)/scenarios.json)"

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Files and directories that the goals and scripts need.
-const COPIED: [&str; 13] = [
+const COPIED: [&str; 14] = [
     "CHANGELOG.md",
+    "Cargo.toml",
     "LICENSE",
     "Makefile",
     "README.md",
@@ -27,7 +28,7 @@ const COPIED: [&str; 13] = [
 ];
 
 /// Tools of the machine that run as they are.
-const BASE_TOOLS: [&str; 44] = [
+const BASE_TOOLS: [&str; 46] = [
     "bash",
     "basename",
     "cat",
@@ -37,6 +38,7 @@ const BASE_TOOLS: [&str; 44] = [
     "cut",
     "date",
     "dirname",
+    "du",
     "echo",
     "env",
     "expand",
@@ -72,10 +74,11 @@ const BASE_TOOLS: [&str; 44] = [
     "true",
     "truncate",
     "wc",
+    "xargs",
 ];
 
 /// Programs that record their arguments.
-const RECORDED: [&str; 16] = [
+const RECORDED: [&str; 20] = [
     "apt-cache",
     "apt-get",
     "ar",
@@ -85,9 +88,13 @@ const RECORDED: [&str; 16] = [
     "cargo-fmt",
     "cc",
     "curl",
+    "debootstrap",
     "dpkg",
+    "dpkg-deb",
     "git",
+    "gzip",
     "id",
+    "md5sum",
     "objcopy",
     "python3",
     "rustc",
@@ -95,10 +102,11 @@ const RECORDED: [&str; 16] = [
 ];
 
 /// Tools that setup.sh requires, beside [`RECORDED`].
-const REQUIRED: [&str; 16] = [
+const REQUIRED: [&str; 17] = [
     "fish",
     "ip",
     "ld",
+    "lintian",
     "lz4",
     "man",
     "mandoc",
@@ -279,6 +287,13 @@ fn goals_on_aarch64_request_nothing_of_x86() {
             ] {
                 assert!(installed.join(file).exists(), "{file}");
             }
+        }
+        if goal == "deb" {
+            let package = calls.iter().find(|call| call.starts_with("dpkg-deb "));
+            assert!(
+                package.is_some_and(|call| call.contains("_arm64.deb")),
+                "{calls:?}"
+            );
         }
         if goal == "build" {
             for file in [

@@ -5,6 +5,7 @@
 #                            guest images
 #   .cache/hosts/aarch64-1/  kernel, modules, busybox and ext4 tools of the emulated aarch64 host
 #   .cache/hosts/backports-1/  kernel and modules of a newer emulated aarch64 host, and its QEMU, from bookworm-backports
+#   .cache/hosts/debian-1/   packages of a clean Debian system, into which tests/install.rs installs the package of mayfly
 #   .cache/hosts/rust/       compiler with the aarch64 standard library, on x86_64
 #
 # `fetch.sh rust` fetches only the compiler. Each directory appears atomically. Delete .cache to fetch again. Increment the
@@ -16,12 +17,13 @@ cache=$PWD/.cache/hosts
 x86_64=$cache/x86_64-3
 aarch64=$cache/aarch64-1
 backports=$cache/backports-1
+debian=$cache/debian-1
 # An aarch64 machine needs no other architecture.
 architectures=amd64,arm64
 case ${1:-$(uname -m)} in
     rust) parts=(rust) ;;
-    aarch64) parts=(aarch64 backports) architectures=arm64 ;;
-    x86_64) parts=(x86_64 aarch64 backports rust) ;;
+    aarch64) parts=(aarch64 backports debian) architectures=arm64 ;;
+    x86_64) parts=(x86_64 aarch64 backports debian rust) ;;
     *)
         echo "setup: mayfly does not run on $(uname -m); use x86_64 or aarch64" >&2
         exit 1
@@ -210,6 +212,19 @@ SCRIPT
     chmod +x "$to/qemu-system-aarch64"
     mv "$to" "$backports"
 )
+
+# One file of packages, from which debootstrap installs without a network. Only the installation needs root.
+fetch_debian() {
+    local to=$work/debian
+    echo "setup: fetching a Debian system"
+    mkdir -p "$to"
+    PATH=$PATH:/usr/sbin debootstrap --variant=minbase --include=man-db "--make-tarball=$to/packages.tgz" bookworm "$work/bootstrap" \
+        http://deb.debian.org/debian >"$work/bootstrap.log" 2>&1 || {
+        tail -n 5 "$work/bootstrap.log" >&2
+        return 1
+    }
+    mv "$to" "$debian"
+}
 
 # Debian's rustc-web has an arm64 standard library. An installation would add a second rustc to PATH: unpack it here, with
 # `rustc` in the directory as a wrapper.

@@ -42,11 +42,14 @@ if [ "$part" = all ]; then
     require 'command -v strace' strace
     require 'command -v python3' python3
     require 'python3 -c "import ensurepip"' python3-venv
+    require 'command -v lintian' lintian
     require 'command -v mandoc' mandoc
     require 'command -v man' man-db
     require 'command -v zsh' zsh
     require 'command -v fish' fish
     require 'command -v systemd-analyze' systemd
+    # In a directory of programs for root.
+    require 'command -v debootstrap || [ -x /usr/sbin/debootstrap ]' debootstrap
 fi
 
 install_missing() {

@@ -1,8 +1,9 @@
-//! `make install`: files, man pages, completions in real shells, and units.
+//! `make install` and `make deb`: files, man pages, completions in real shells, units, and the package in a clean Debian system.
 
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 mod completions;
+mod package;
 
 use std::env;
 use std::fs;
