@@ -16,7 +16,7 @@ pub fn chain(error: &dyn Error) -> String {
 /// Prints the text of a command that produces text only, and returns its exit status.
 ///
 /// # Errors
-/// The error of the command, or of [`print`], with its causes.
+/// The error of the command, or of [`print()`], with its causes.
 pub fn print_result<T: AsRef<[u8]>, E: Error>(result: Result<T, E>) -> Result<u8, String> {
     match result {
         Ok(text) => print(text),
