@@ -21,7 +21,7 @@
 //! | snapshots | `save_state`, `time_since_save`, `restore_before_vcpus`, `restore_after_vcpus`, `State`, `save`, `prefetch_limits`, `restore`, `cpu_identity` | a save runs while no vCPU does. `restore` rejects what the host does not support, by name |
 //! | clones | `identity_address`, `notify_identity` | none is right, but the clones of a guest then draw the same random numbers |
 //! | requests | `request_shutdown` | false without a device for it |
-//! | reports | `status`, `instruction`, `unclaimed_io`, `input_metrics`, `has_hardware_virtualization`, `emulation_hint` | zeros for what the architecture lacks |
+//! | reports | `status`, `instruction`, `return_addresses`, `unclaimed_io`, `input_metrics`, `has_hardware_virtualization`, `emulation_hint` | zeros for what the architecture lacks |
 //!
 //! Other places name each architecture: [`Architecture`] with its number in the header of state files (`snapshot`), [`AddressLayout`] and
 //! settings of the user (`config`), image formats and their machine numbers (`boot`), options of the command line (`src/cli/args`), and
@@ -29,6 +29,7 @@
 
 use std::borrow::Cow;
 use std::ffi::CStr;
+use std::fmt;
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex};
@@ -59,6 +60,7 @@ use crate::kvm::{self, Kick, RunPage};
 /// | `gic_state` | its state in a snapshot |
 /// | `gic_version` | choice of its version |
 /// | `layout` | memory maps, places of image and device tree |
+/// | `paging` | translation of addresses |
 /// | `platform` | `Aarch64`, the platform |
 /// | `registers` | sizes, names and restore of registers |
 /// | `settings` | settings of a snapshot that precede the vCPUs |
@@ -75,6 +77,7 @@ pub mod aarch64 {
     pub mod gic_state;
     pub mod gic_version;
     pub mod layout;
+    pub mod paging;
     #[cfg(target_arch = "aarch64")]
     pub mod platform;
     pub mod registers;
@@ -89,6 +92,7 @@ pub mod x86_64;
 
 mod address_space;
 mod exit;
+mod frames;
 
 pub use address_space::AddressSpace;
 pub use exit::{ExitKind, IoAccess, NativeExit};
@@ -468,7 +472,7 @@ pub trait Cpu {
     /// Registers of the boot vCPU at its first instruction.
     type Entry: Send;
     /// State of one vCPU.
-    type State: Schema + Send;
+    type State: Schema + Clone + fmt::Debug + Send;
     /// Data of an exit that [`VcpuExit`] does not contain.
     type ExitContext;
 
@@ -557,4 +561,8 @@ pub trait Cpu {
 
     /// Returns the instruction pointer and the bytes at that address, for error reports.
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>);
+
+    /// Returns the return addresses of the innermost functions by their frame pointers, for error reports. Code without frame pointers
+    /// may use their register for something else.
+    fn return_addresses(vcpu: &VcpuFd, memory: &GuestMemory) -> Vec<u64>;
 }

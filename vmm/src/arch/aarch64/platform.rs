@@ -463,4 +463,8 @@ impl Cpu for Aarch64 {
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>) {
         vcpu::instruction(vcpu, memory)
     }
+
+    fn return_addresses(vcpu: &VcpuFd, memory: &GuestMemory) -> Vec<u64> {
+        vcpu::return_addresses(vcpu, memory)
+    }
 }

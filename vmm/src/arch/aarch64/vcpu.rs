@@ -9,27 +9,34 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
+use super::paging::Paging;
 use super::registers::{VECTOR_LENGTHS, core_register, system_register};
-use crate::arch::{self, CpuStatus};
+use crate::arch::{self, CpuStatus, frames};
 use crate::config::{CpuFeatures, VectorLengths};
 use crate::kvm::{Error, failed};
 use crate::memory::try_read;
 
 /// Registers by their index in `struct kvm_regs`, which counts words of 32 bits: KVM API, `KVM_SET_ONE_REG`.
 const X0: u64 = core_register(0);
+const X29: u64 = core_register(58);
 const PC: u64 = core_register(64);
 const PSTATE: u64 = core_register(66);
 
 /// System registers by op0, op1, CRn, CRm and op2.
 const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
 const SCTLR_EL1: u64 = system_register(3, 0, 1, 0, 0);
+const TTBR0_EL1: u64 = system_register(3, 0, 2, 0, 0);
+const TTBR1_EL1: u64 = system_register(3, 0, 2, 0, 1);
+const TCR_EL1: u64 = system_register(3, 0, 2, 0, 2);
 
 /// EL1 with its own stack pointer. Debug, SError, IRQ and FIQ are masked: booting.rst.
 const PSTATE_BOOT: u64 = 0x3c5;
 /// IRQs are masked.
 const PSTATE_I: u64 = 1 << 7;
-/// The MMU translates addresses.
-const SCTLR_M: u64 = 1;
+/// Bit that all bits above an address repeat.
+const UPPER: u64 = 1 << 55;
+/// Bits of an address of code, in images without addresses of 52 bits.
+const CODE_ADDRESS: u64 = (1 << 48) - 1;
 
 const INSTRUCTION: usize = 4;
 
@@ -154,19 +161,46 @@ pub fn status(vcpu: &VcpuFd) -> Result<CpuStatus, Error> {
     })
 }
 
-/// Returns PC, and the instruction there while the MMU is off: KVM on aarch64 translates no addresses for user space.
+/// Returns PC and the instruction there.
 pub fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>) {
     let Ok(pc) = get(vcpu, PC) else {
         return (0, Vec::new());
     };
     let mut bytes = vec![0; INSTRUCTION];
-    let is_physical = get(vcpu, SCTLR_EL1).is_ok_and(|control| control & SCTLR_M == 0);
-    let read = match is_physical {
-        true => try_read(memory, GuestAddress(pc), &mut bytes),
-        false => 0,
-    };
-    bytes.truncate(read);
+    let address = paging(vcpu).ok().and_then(|paging| paging.translate(memory, pc));
+    let read = address.map(|address| try_read(memory, GuestAddress(address), &mut bytes));
+    bytes.truncate(read.unwrap_or(0));
     (pc, bytes)
+}
+
+/// Returns the return addresses of the innermost functions by their frame pointers, in X29.
+pub fn return_addresses(vcpu: &VcpuFd, memory: &GuestMemory) -> Vec<u64> {
+    let (Ok(pointer), Ok(paging)) = (get(vcpu, X29), paging(vcpu)) else {
+        return Vec::new();
+    };
+    let mut addresses =
+        frames::return_addresses(pointer, memory, |address| paging.translate(memory, address));
+    addresses
+        .iter_mut()
+        .for_each(|address| *address = without_code(*address));
+    addresses
+}
+
+/// Returns a return address without its pointer authentication code, which takes the bits above 48 bits of the address, bit 55 aside.
+fn without_code(address: u64) -> u64 {
+    if address & UPPER == 0 {
+        address & CODE_ADDRESS
+    } else {
+        address | !CODE_ADDRESS
+    }
+}
+
+fn paging(vcpu: &VcpuFd) -> Result<Paging, Error> {
+    Ok(Paging {
+        sctlr: get(vcpu, SCTLR_EL1)?,
+        tcr: get(vcpu, TCR_EL1)?,
+        tables: [get(vcpu, TTBR0_EL1)?, get(vcpu, TTBR1_EL1)?],
+    })
 }
 
 fn get(vcpu: &VcpuFd, register: u64) -> Result<u64, Error> {

@@ -18,7 +18,7 @@ use crate::kvm::cause;
 const MAX_REGISTERS: usize = 500;
 
 /// State of one vCPU.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     /// Numbers of the registers.
     registers: Vec<u64>,

@@ -12,6 +12,7 @@
 //! | `limits` | CPUID entries and MSRs in a snapshot that this host does not support |
 //! | `native_limits` | limits by the processor, which need no query of KVM |
 //! | `ports` | exits for accesses to I/O ports |
+//! | [`paging`] | translation of addresses |
 //! | [`platform`] | [`X86_64`], the platform |
 //! | `settings` | settings of a snapshot that precede the vCPUs |
 //! | [`vcpu_state`] | state of vCPUs in a snapshot |
@@ -26,6 +27,7 @@ pub mod layout;
 mod limits;
 pub mod msr;
 mod native_limits;
+pub mod paging;
 pub mod platform;
 mod ports;
 #[cfg(test)]

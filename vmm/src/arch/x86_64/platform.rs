@@ -30,12 +30,13 @@ use super::clock::ClockState;
 use super::entry::EntryState;
 use super::irqchip::Irqchip;
 use super::layout::Layout;
+use super::paging::Paging;
 use super::ports::{self, PortWidth};
 use super::vcpu_state::VcpuState;
 use super::{cpuid, layout, msr, native_limits, settings};
 use crate::arch::{
     AttachContext, BootInputs, Cpu, CpuRestore, CpuStatus, Error, EventSource, ExitKind, InputMetrics,
-    LoadPlan, MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu,
+    LoadPlan, MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu, frames,
 };
 use crate::boot::{Image, Protocol};
 use crate::config::{
@@ -579,6 +580,18 @@ impl Cpu for X86_64 {
             .map(|translation| try_read(memory, GuestAddress(translation.physical_address), &mut bytes));
         bytes.truncate(read.unwrap_or(0));
         (regs.rip, bytes)
+    }
+
+    fn return_addresses(vcpu: &VcpuFd, memory: &GuestMemory) -> Vec<u64> {
+        let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs()) else {
+            return Vec::new();
+        };
+        // Frames of code for 32 bits have another layout.
+        if sregs.cs.l == 0 {
+            return Vec::new();
+        }
+        let paging = Paging::from(&sregs);
+        frames::return_addresses(regs.rbp, memory, |address| paging.translate(memory, address))
     }
 }
 

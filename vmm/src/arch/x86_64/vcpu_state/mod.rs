@@ -51,7 +51,7 @@ const TSC_TOLERANCE_PPM: u64 = 250;
 const MAX_READS: usize = 8;
 
 /// State of one vCPU. Large parts are on the heap, because the stacks of vCPU threads are small.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct VcpuState {
     /// Frequency of the time stamp counter in the guest.
     tsc_khz: u32,

@@ -16,7 +16,7 @@ mod request {
 }
 
 /// Registers of `KVM_GET_SREGS`, and with PAE paging the page-directory-pointer registers.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SregsState {
     registers: kvm_sregs,
     /// Set with PAE paging and `KVM_CAP_SREGS2`. The registers can differ from guest memory (Intel SDM volume 3A, section 4.4.1);

@@ -22,6 +22,18 @@ pub struct XsaveState {
     rest: Vec<u32>,
 }
 
+impl Clone for XsaveState {
+    fn clone(&self) -> Self {
+        Self {
+            base: Box::new(kvm_xsave {
+                region: self.base.region,
+                ..Default::default()
+            }),
+            rest: self.rest.clone(),
+        }
+    }
+}
+
 impl fmt::Debug for XsaveState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = BASE + self.rest.len() * WORD;
