@@ -8,6 +8,7 @@
 //! | `run`, `restore`, `serve`, `demo` | the commands with a VM |
 //! | `shell` | a VM that is made before its snapshot is known |
 //! | `session` | their VM from its start to its end |
+//! | `crash` | report of a crash of the guest |
 //! | `snapshot`, `inspect` | the commands without a VM |
 //! | `sibling` | the commands of the programs mayfly-standby and mayfly-tools |
 //! | `filters` | isolation of the process: seccomp filters, capabilities |
@@ -21,6 +22,7 @@
 
 mod allocator;
 mod cli;
+mod crash;
 mod demo;
 mod filters;
 mod inspect;

@@ -16,6 +16,7 @@ use vmm::vcpu::StopReason;
 
 use crate::cli::args::firecracker::{FirecrackerArgs, VERSION};
 use crate::cli::hints::OptionSet;
+use crate::crash;
 use crate::filters::{self, FileRules};
 use crate::logging::print_message;
 use crate::process;
@@ -84,6 +85,7 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
             .flatten()
             .cloned()
             .collect(),
+        snapshots: options.crash_directory.iter().cloned().collect(),
         ..FileRules::default()
     };
     filters::set_up(&options.isolation, files).map_err(Error::Filters)?;
@@ -104,6 +106,7 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
     }
     let timeline = Arc::new(Timeline::new(started_at, true));
     let mut control = session::new_control(&timeline);
+    session::set_crash_directory(&mut control, options.crash_directory.as_deref()).map_err(Error::Session)?;
     if let Some(config) = config {
         let (path, text) = config?;
         let applied = api.apply(&mut control, &text).map_err(Box::new);
@@ -116,10 +119,11 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
         control.prepare();
     }
     let end = event_loop::run(&mut control, Some(&mut api), &signals, None);
-    let end = end.map_err(|error| Error::Session(session::Error::Vm(error)))?;
+    let mut end = end.map_err(|error| Error::Session(session::Error::Vm(error)))?;
     api.finish(&control);
     // Removes the socket's file: `exit_status` may end the process by a signal.
     drop(api);
+    crash::report(&mut control, &mut end);
     session::shut_down(control);
     Ok(exit_status(&end))
 }

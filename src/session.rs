@@ -14,17 +14,18 @@ use devices::PowerEvent;
 use vmm::ErrorChain;
 use vmm::boot;
 use vmm::control::{
-    self, Control, FileRole, IdlePolicy, LoadSnapshotError, OpenFile, ScaleToZeroConfig, ScaleToZeroError,
-    Service,
+    self, Control, CrashDirectoryError, FileRole, IdlePolicy, LoadSnapshotError, OpenFile, ScaleToZeroConfig,
+    ScaleToZeroError, Service,
 };
 use vmm::event_loop::{self, ExitReason};
 use vmm::memory::bus_error;
 use vmm::timeline::{Span, Timeline};
-use vmm::vcpu::StopReason;
+use vmm::vcpu::{Location, StopReason};
 
 use crate::cli::args::firecracker::VERSION;
 use crate::cli::args::{SessionArgs, SuspendArgs};
 use crate::cli::hints::{self, OptionSet};
+use crate::crash;
 use crate::filters::{self, FileRules};
 use crate::logging::{ProcessLog, print_message};
 use crate::process;
@@ -71,6 +72,9 @@ pub enum Error {
     /// The VM cannot be suspended as the options require.
     #[error(transparent)]
     Suspend(Box<ScaleToZeroError>),
+    /// No snapshot of a crash can be created.
+    #[error(transparent)]
+    CrashDirectory(CrashDirectoryError),
     /// The snapshot cannot be loaded into a shell.
     #[error(transparent)]
     Shell(ShellError),
@@ -114,6 +118,7 @@ impl Error {
             Self::Initrd(error) => error,
             Self::Start(error) => error,
             Self::Suspend(error) => error.as_ref(),
+            Self::CrashDirectory(error) => error,
             Self::Load(error) | Self::Shell(ShellError::Load(error)) => error,
             other => other,
         }
@@ -198,6 +203,7 @@ pub struct SessionSetup {
     timings: bool,
     trace: Option<Trace>,
     suspend: SuspendArgs,
+    crash_directory: Option<PathBuf>,
 }
 
 impl SessionSetup {
@@ -215,7 +221,11 @@ impl SessionSetup {
             has_clients: session.socket.is_some(),
             socket: session.socket.clone(),
             outputs: session.log.path.iter().chain(recorded).cloned().collect(),
-            suspends: session.suspend.directory.clone(),
+            snapshots: [&session.suspend.directory, &session.crash_directory]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
             ..FileRules::default()
         };
         filters::set_up(&session.isolation, files).map_err(Error::Filters)?;
@@ -241,6 +251,7 @@ impl SessionSetup {
             timings: session.timings,
             trace,
             suspend: session.suspend,
+            crash_directory: session.crash_directory,
         })
     }
 
@@ -278,6 +289,7 @@ impl SessionSetup {
         start: impl FnOnce(&mut Control) -> Result<(), StartError>,
     ) -> Result<ExitReason, Error> {
         set_suspend(&mut control, self.suspend).map_err(|error| Error::Suspend(Box::new(error)))?;
+        set_crash_directory(&mut control, self.crash_directory.as_deref())?;
         let (end, unclaimed) = start_and_wait(control, self.api, owner, start)?;
         let spans = self.timeline.spans();
         if self.timings {
@@ -292,6 +304,15 @@ impl SessionSetup {
         }
         Ok(end)
     }
+}
+
+/// Sets the directory for a snapshot of a crash, if there is one.
+///
+/// # Errors
+/// [`Error::CrashDirectory`]
+pub fn set_crash_directory(control: &mut Control, directory: Option<&Path>) -> Result<(), Error> {
+    let set = directory.map_or(Ok(()), |directory| control.set_crash_directory(directory));
+    set.map_err(Error::CrashDirectory)
 }
 
 /// Applies the options of the suspend.
@@ -373,10 +394,11 @@ pub fn start_and_wait(
         StartError::Load(error) => Error::Load(error),
     })?;
     let service = api.as_mut().map(|api| api as &mut dyn Service);
-    let end = event_loop::run(&mut control, service, &signals, owner).map_err(Error::Vm)?;
+    let mut end = event_loop::run(&mut control, service, &signals, owner).map_err(Error::Vm)?;
     if let Some(api) = &mut api {
         api.finish(&control);
     }
+    crash::report(&mut control, &mut end);
     let (ports, addresses) = shut_down(control);
     Ok((end, Unclaimed { ports, addresses }))
 }
@@ -406,6 +428,13 @@ pub fn shut_down(mut control: Control) -> (u64, u64) {
     vm.machine().unclaimed()
 }
 
+/// Prints the backtrace of a crash, if one is known.
+fn print_backtrace(at: Option<&Location>) {
+    if let Some(text) = at.and_then(|at| at.backtrace.as_ref()) {
+        print_message(text);
+    }
+}
+
 /// Returns the exit status for `end`, and prints a message unless the guest or the user caused it.
 pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
     match end {
@@ -413,20 +442,22 @@ pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
             process::SUCCESS
         }
         ExitReason::Guest(StopReason::Power(PowerEvent::Exit(code))) => guest_status(*code),
-        ExitReason::Guest(StopReason::CpuShutdown { ip }) => {
+        ExitReason::Guest(StopReason::CpuShutdown { at }) => {
             // On AMD, KVM resets the vCPU, whose state is undefined after a shutdown (APM volume 2, section 15.14.3).
-            let place = if *ip == RESET_IP {
+            let place = if at.ip == RESET_IP {
                 String::new()
             } else {
-                format!(" at {ip:#x}")
+                format!(" at {}", at.place())
             };
             print_message(&format!(
                 "the guest stopped{place}: triple fault, an exception during the delivery of a double fault"
             ));
+            print_backtrace(Some(at));
             TRIPLE_FAULT
         }
         ExitReason::Guest(StopReason::Fault(fault)) => {
             print_message(&hints::describe(fault, options));
+            print_backtrace(fault.location());
             FAULT
         }
         ExitReason::Signal(signal) => process::exit_by_signal(*signal),

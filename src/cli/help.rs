@@ -70,6 +70,11 @@ Suspend the VM, which ends mayfly with status 123 (docs/scale-to-zero.md):
                         permit an idle guest PERCENT of one processor, 1 to 100 (default 5)
       --stateless       end without a snapshot
 
+Keep the state of a crash:
+      --core-on-crash DIR
+                        after a triple fault or an error of KVM, create a snapshot in the existing directory DIR, of
+                        which mayfly core DIR FILE makes an ELF core for gdb (default none)
+
 "
     };
 }
@@ -278,6 +283,10 @@ Log:
       --metrics-path PATH
                         write a line of JSON to this file or FIFO each minute and at each FlushMetrics action
                         (default none)
+
+Keep the state of a crash:
+      --core-on-crash DIR
+                        as in mayfly run; Firecracker has no such flag
 
 ",
     isolation_options!(),

@@ -12,12 +12,14 @@ use vmm::boot::segment::LayoutError;
 use vmm::boot::{cmdline, image, initrd};
 use vmm::config::{Conflict, DeviceKind};
 use vmm::control::{
-    FirstFramesError, GenerationError, LoadSnapshotError, NameError, ScaleToZeroError, UnnamedDevice,
+    CrashDirectoryError, FirstFramesError, GenerationError, LoadSnapshotError, NameError, ScaleToZeroError,
+    UnnamedDevice,
 };
 use vmm::machine::{self, state::StateError};
 use vmm::vcpu::VcpuError;
 use vmm::{config, control, kvm, memory};
 
+use crate::cli::args::CORE_ON_CRASH;
 use crate::printable::printable;
 
 /// The options that a user can change.
@@ -43,8 +45,8 @@ pub fn describe(error: &(dyn Error + 'static), options: OptionSet) -> String {
         let _ = write!(text, "{error}");
         let cause = skip_transparent(error);
         let hint = match options {
-            OptionSet::Run => run_option(cause).or_else(|| suspend_option(cause)),
-            OptionSet::Restore => restore_option(cause).or_else(|| suspend_option(cause)),
+            OptionSet::Run => run_option(cause).or_else(|| snapshot_option(cause)),
+            OptionSet::Restore => restore_option(cause).or_else(|| snapshot_option(cause)),
             OptionSet::None => None,
         };
         if let Some(hint) = hint {
@@ -186,8 +188,11 @@ fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
     Some(option.to_owned())
 }
 
-/// Returns the option of the suspend that governs `error`.
-fn suspend_option(error: &(dyn Error + 'static)) -> Option<String> {
+/// Returns the option of the snapshots at a suspend or a crash that governs `error`.
+fn snapshot_option(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(CrashDirectoryError { .. }) = error.downcast_ref() {
+        return Some(format!("{CORE_ON_CRASH} DIR"));
+    }
     match error.downcast_ref()? {
         GenerationError::Directory { .. } | GenerationError::InUse(_) => Some("--suspend-to DIR".to_owned()),
         _ => None,
@@ -218,7 +223,7 @@ mod tests {
     use vmm::config::{self, Conflict, DeviceKind, MemorySize};
     use vmm::control::{self, LoadSnapshotError, NameError, UnnamedDevice};
     use vmm::memory::Bytes;
-    use vmm::vcpu::{Location, VcpuError};
+    use vmm::vcpu::VcpuError;
     use vmm::{kvm, machine};
 
     use super::{OptionSet, StateError, describe};
@@ -396,11 +401,7 @@ mod tests {
     fn vcpu_error_names_protocol_unless_emulation_failed() {
         let internal = |suberror| VcpuError::Internal {
             suberror,
-            at: Location {
-                vcpu: 0,
-                ip: 0,
-                bytes: Vec::new(),
-            },
+            at: Box::default(),
             hint: "",
         };
         expect_option(&internal(2), OptionSet::Run, "--protocol NAME");

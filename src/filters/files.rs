@@ -26,8 +26,8 @@ pub struct FileRules {
     pub socket: Option<PathBuf>,
     /// Files that the process writes under their names: log and metrics, which SIGHUP opens again, and a recorded working set.
     pub outputs: Vec<PathBuf>,
-    /// Directory of the generations of a VM that suspends.
-    pub suspends: Option<PathBuf>,
+    /// Directories in which the process creates snapshots: of a suspend and of a crash.
+    pub snapshots: Vec<PathBuf>,
 }
 
 impl FileRules {
@@ -83,9 +83,9 @@ fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
         .socket
         .iter()
         .map(|path| (directory(path), AccessFs::RemoveFile.into()));
-    let suspends = rules.suspends.iter().map(|path| (path.as_path(), all & !never));
+    let snapshots = rules.snapshots.iter().map(|path| (path.as_path(), all & !never));
     // The process itself, for its page tables, and properties of block devices.
-    let process = (rules.has_clients || rules.suspends.is_some()).then_some("/proc/self");
+    let process = (rules.has_clients || !rules.snapshots.is_empty()).then_some("/proc/self");
     let devices = ["/sys/dev/block", "/sys/devices"]
         .into_iter()
         .filter(|_| rules.has_clients);
@@ -93,7 +93,12 @@ fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
         .into_iter()
         .chain(devices)
         .map(|path| (Path::new(path), read));
-    for (path, rights) in allowed.chain(outputs).chain(socket).chain(suspends).chain(system) {
+    for (path, rights) in allowed
+        .chain(outputs)
+        .chain(socket)
+        .chain(snapshots)
+        .chain(system)
+    {
         ruleset = add(ruleset, path, rights)?;
     }
     Ok(ruleset)

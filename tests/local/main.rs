@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`programs`] | scenarios, shared with the emulated host |
 //! | [`command`] | output and exit status of mayfly |
+//! | [`crash`] | reports and snapshots of crashes |
 //! | [`console`] | stalled readers, signals, terminals |
 //! | [`kvm_call_order`] | order of the KVM calls at boot and at restore |
 //! | [`calls`] | system calls of a process, by ptrace |
@@ -42,6 +43,7 @@ mod attach;
 mod calls;
 mod command;
 mod console;
+mod crash;
 mod docs;
 // Registers of the processor.
 #[cfg(target_arch = "x86_64")]

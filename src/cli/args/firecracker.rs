@@ -36,6 +36,8 @@ pub struct FirecrackerArgs {
     pub log: LoggerSettings,
     /// File or FIFO of the metrics.
     pub metrics: Option<PathBuf>,
+    /// Directory for a snapshot of a crash.
+    pub crash_directory: Option<PathBuf>,
     /// Isolation of the process.
     pub isolation: Isolation,
     /// Accepted flags without an effect; the log warns of them.
@@ -51,6 +53,7 @@ impl Default for FirecrackerArgs {
             config_file: None,
             log: LoggerSettings::default(),
             metrics: None,
+            crash_directory: None,
             isolation: Isolation::default(),
             without_effect: Vec::new(),
         }
@@ -128,11 +131,14 @@ impl Error {
     }
 }
 
+/// Option of mayfly with the directory for a snapshot of a crash.
+pub const CORE_ON_CRASH: &str = "--core-on-crash";
 /// Flag of mayfly that may be given several times.
 const ALLOW: &str = "--allow";
 /// Flags with a value.
-const VALUED: [&str; 16] = [
+const VALUED: [&str; 17] = [
     ALLOW,
+    CORE_ON_CRASH,
     "--api-sock",
     "--id",
     "--config-file",
@@ -285,6 +291,7 @@ fn set_value(options: &mut FirecrackerArgs, flag: &'static str, value: OsString)
                 reason: "mayfly has no metadata service (MMDS); remove the flag",
             });
         }
+        CORE_ON_CRASH => options.crash_directory = Some(value.into()),
         ALLOW => options.isolation.allowed.push(value.into()),
         _ => options.isolation.filters = Filters::File(value.into()),
     }

@@ -26,6 +26,7 @@ use crate::cli::help::Topic;
 use crate::sibling;
 
 pub use error::Error;
+pub use firecracker::CORE_ON_CRASH;
 pub use run::RunArgs;
 pub use session::{SessionArgs, SuspendArgs};
 pub use shell::{ShellArgs, ShellSocket};

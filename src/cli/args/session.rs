@@ -10,7 +10,7 @@ use api::process::LoggerSettings;
 use vmm::control::MAX_COOLDOWN_MS;
 
 use super::error::{Error, lossy, syntax};
-use super::firecracker;
+use super::firecracker::{self, CORE_ON_CRASH};
 use crate::filters::{Filters, Isolation};
 
 /// Options of the suspend.
@@ -43,6 +43,8 @@ pub struct SessionArgs {
     pub isolation: Isolation,
     /// Options of the suspend.
     pub suspend: SuspendArgs,
+    /// Directory for a snapshot of a crash.
+    pub crash_directory: Option<PathBuf>,
 }
 
 impl Default for SessionArgs {
@@ -55,12 +57,13 @@ impl Default for SessionArgs {
             log: LoggerSettings::default(),
             isolation: Isolation::default(),
             suspend: SuspendArgs::default(),
+            crash_directory: None,
         }
     }
 }
 
 /// Names of the options.
-pub const OPTIONS: [&str; 14] = [
+pub const OPTIONS: [&str; 15] = [
     "--timings",
     "--trace",
     "--api-sock",
@@ -71,6 +74,7 @@ pub const OPTIONS: [&str; 14] = [
     IDLE_AFTER,
     IDLE_CPU,
     STATELESS,
+    CORE_ON_CRASH,
     "--no-seccomp",
     "--seccomp-filter",
     "--keep-capabilities",
@@ -111,6 +115,7 @@ impl SessionArgs {
                 let percent = number(parser, command, name, 1..=100, "percent")?;
                 self.suspend.max_cpu_percent = u32::try_from(percent).ok();
             }
+            CORE_ON_CRASH => self.crash_directory = Some(path(parser, command)?),
             STATELESS => self.suspend.is_stateless = true,
             name => parse_isolation(&mut self.isolation, parser, command, name)?,
         }

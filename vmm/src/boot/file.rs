@@ -109,6 +109,11 @@ impl RegularFile {
         &self.file
     }
 
+    /// Returns the open file, without its first bytes.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Returns the identity of the file.
     pub fn identity(&self) -> Option<FileIdentity> {
         self.identity

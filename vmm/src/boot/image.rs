@@ -274,6 +274,11 @@ impl Image {
         Self::from_regular_file(path, file, architecture)
     }
 
+    /// Returns the open file.
+    pub(crate) fn into_file(self) -> File {
+        self.file.into_file()
+    }
+
     /// Returns the identity of the file.
     pub(crate) fn identity(&self) -> Option<FileIdentity> {
         self.file.identity()

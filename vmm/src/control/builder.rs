@@ -16,7 +16,7 @@ use crate::boot::{Image, Initrd};
 use crate::config::{Bucket, DeviceConfig, DeviceKind, HostMemory, Protocol, VmConfig, VmSpec};
 use crate::machine::{self, DeviceError, Machine, OpenDevice, PreparedVm, open_device};
 use crate::timeline::{Lane, Timeline};
-use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, Vm};
+use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, GuestImage, Vm};
 
 /// Opens the console that the guest's serial port is connected to, when the VM starts.
 pub type OpenConsole = Box<dyn FnMut() -> Result<Console, ConsoleError> + Send>;
@@ -152,7 +152,18 @@ impl VmBuilder {
             image: image.identity(),
             initrd: initrd.as_ref().and_then(Initrd::identity),
         };
-        Ok(Vm::booted(machine, boot_files, input, guard))
+        // For the symbols in the report of a crash, when the file may not be opened any more.
+        let image = self
+            .boot
+            .take()
+            .map(|(image, _)| GuestImage::Open(image.into_file()));
+        Ok(Vm::booted(
+            machine,
+            boot_files,
+            image.unwrap_or(GuestImage::Named),
+            input,
+            guard,
+        ))
     }
 
     /// Takes the settings of [`set_serial`](Self::set_serial).

@@ -10,6 +10,7 @@
 //! meanwhile; the caller must not begin another operation before it has ended.
 
 mod builder;
+mod crash;
 mod error;
 mod idle;
 mod metrics;
@@ -58,6 +59,7 @@ pub use crate::persistence::{
 pub use crate::timeline::Timeline;
 pub use crate::vcpu::{Access, UnclaimedAccess, VcpuActivity};
 pub use builder::OpenConsole;
+pub use crash::CrashDirectoryError;
 pub use devices::Latency;
 pub use devices::serial::SerialMetrics;
 pub use devices::virtio::TransportMetrics;
@@ -143,6 +145,9 @@ pub struct Control {
     instance: Instance,
     /// VM for the start or load.
     preparation: Option<Preparation>,
+    /// Directory for the snapshot of a crash.
+    crash_directory: Option<PathBuf>,
+    crash_snapshot: Option<Result<PathBuf, String>>,
     /// The load of a snapshot has failed.
     failed: bool,
     residency: ResidencyCounter,
@@ -168,6 +173,8 @@ impl Control {
             open_console,
             instance: Instance::NotStarted(Box::new(VmBuilder::new())),
             preparation: None,
+            crash_directory: None,
+            crash_snapshot: None,
             failed: false,
             residency: ResidencyCounter::default(),
             status_history: StatusHistory::default(),

@@ -106,6 +106,11 @@ pub fn run<'a>(
     event_loop.control.end_operation();
     event_loop.end_recording();
     let reason = ended?;
+    if let ExitReason::Guest(reason) = &reason
+        && reason.location().is_some()
+    {
+        event_loop.control.save_crash();
+    }
     // Otherwise the last output of the guest, such as a panic message, would be lost. A signal or the user ends the wait.
     if matches!(reason, ExitReason::Guest(_) | ExitReason::Suspended) {
         event_loop.machine().map(Machine::stop);

@@ -572,6 +572,11 @@ impl Machine {
         &self.memory
     }
 
+    /// Makes the states of crashed vCPUs part of the next save.
+    pub(crate) fn use_crash_states(&self) {
+        self.shared.crashes.request();
+    }
+
     /// Returns the vCPU threads, to observe them.
     pub(crate) fn vcpus(&self) -> &[VcpuThread] {
         &self.vcpus

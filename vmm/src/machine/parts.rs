@@ -16,7 +16,7 @@ use crate::config::{MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, install_kick};
 use crate::memory::{self, dirty::DirtyTracker};
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::{PauseGate, Purpose, StopReason, VcpuError, VcpuShared, VcpuThread};
+use crate::vcpu::{CrashStates, PauseGate, Purpose, StopReason, VcpuError, VcpuShared, VcpuThread};
 
 /// Reason why a part cannot be created.
 #[derive(Debug, thiserror::Error)]
@@ -457,6 +457,7 @@ fn start_threads(
         stop_reasons: sender,
         stop_event,
         gate: PauseGate::default(),
+        crashes: CrashStates::default(),
         purpose,
         profile: OnceLock::new(),
     });

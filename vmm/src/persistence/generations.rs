@@ -26,9 +26,9 @@ const NEXT: &str = ".current.next";
 /// Start of the name of a generation, before its number.
 const PREFIX: &str = "gen-";
 /// Name of the state file of a generation.
-const STATE: &str = "state";
+pub(crate) const STATE_NAME: &str = "state";
 /// Name of the memory file of a generation.
-const MEMORY: &str = "memory";
+pub(crate) const MEMORY_NAME: &str = "memory";
 
 /// Attempts to open a generation. Each further one follows the replacement of the generation by another process.
 const ATTEMPTS: u32 = 16;
@@ -184,8 +184,8 @@ fn open_files(generation: &Path, links: Links) -> Result<GenerationFiles, Error>
         opened.map_err(|source| Error::Open { path, source })
     };
     Ok(GenerationFiles {
-        state: open(STATE)?,
-        memory: open(MEMORY)?,
+        state: open(STATE_NAME)?,
+        memory: open(MEMORY_NAME)?,
     })
 }
 
@@ -280,7 +280,7 @@ fn remove_generation(path: &Path) -> io::Result<()> {
 }
 
 /// Checks that this process may create files in `directory`. Changes nothing: a start would wait for the journal of the file system.
-fn check_writable(directory: &File) -> io::Result<()> {
+pub(crate) fn check_writable(directory: &File) -> io::Result<()> {
     let rights = libc::W_OK | libc::X_OK;
     // SAFETY: the descriptor is open, and the pointer is to a constant C string.
     match unsafe { libc::faccessat(directory.as_raw_fd(), c".".as_ptr(), rights, libc::AT_EACCESS) } {
@@ -305,7 +305,7 @@ pub(crate) struct PendingGeneration<'a> {
 impl PendingGeneration<'_> {
     /// Returns the paths of state file and memory file.
     pub fn files(&self) -> (PathBuf, PathBuf) {
-        (self.path.join(STATE), self.path.join(MEMORY))
+        (self.path.join(STATE_NAME), self.path.join(MEMORY_NAME))
     }
 
     /// Makes the generation, whose files are complete and synced, the current one, and removes the one before.
@@ -324,7 +324,7 @@ impl PendingGeneration<'_> {
             created => created,
         };
         // The directory entries of the generation precede the link to it.
-        atomic::sync_directory(&self.path.join(STATE)).map_err(Error::Sync)?;
+        atomic::sync_directory(&self.path.join(STATE_NAME)).map_err(Error::Sync)?;
         let replaced = create().and_then(|()| fs::rename(&next, &link));
         replaced.map_err(|source| Error::Replace {
             path: self.path.clone(),

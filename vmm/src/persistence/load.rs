@@ -23,7 +23,7 @@ use crate::machine::state::{self, StateError, VcpuRestore};
 use crate::machine::{self, Machine, MachineParts, Mismatch, PassedFiles, PreparedVm, open_unlocked_devices};
 use crate::memory::{DirtyTracker, MemoryFile, Prefetch};
 use crate::timeline::{Lane, Timeline};
-use crate::vm::{Console, ConsoleError, ConsoleInput, MemoryBacking, Vm};
+use crate::vm::{Console, ConsoleError, ConsoleInput, GuestImage, MemoryBacking, Vm};
 
 /// Reason why a snapshot cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -218,6 +218,14 @@ impl LoadSnapshotParams {
         let drives = SavedDrives::read(&mut sections)?;
         let vcpus = parts.begin_restore(&mut sections, restore);
         Ok((vcpus.map_err(Error::Restore)?, drives, sections))
+    }
+
+    /// Returns the image of the guest, which only the state file names.
+    fn image(&self) -> GuestImage {
+        match self.untrusted {
+            true => GuestImage::Untrusted,
+            false => GuestImage::Named,
+        }
     }
 
     /// Returns the treatment of links at the paths of the snapshot. [`names::check_files`] has checked the paths of an untrusted
@@ -452,7 +460,7 @@ impl OpenSnapshot {
         });
         let machine = restored.map_err(Error::Restore)?;
         let input = input.map(|file| ConsoleInput { file, filter });
-        let mut vm = Vm::restored(machine, backing, input, guard);
+        let mut vm = Vm::restored(machine, backing, params.image(), input, guard);
         vm.set_recording(recording);
         if let Some(prefetch) = prefetch {
             timeline.measure(Lane::Main, "make pages ready", || vm.start_prefetch(prefetch));

@@ -22,6 +22,7 @@ pub use create::{CreateSnapshotParams, Error as CreateSnapshotError, SnapshotKin
 pub use disks::{ChangedDrive, DriveCheck};
 pub use first_frames::{Error as FirstFramesError, FirstFramesFile};
 pub use generations::{Error as GenerationError, SuspendDirectory, resolve_generation};
+pub(crate) use generations::{MEMORY_NAME, STATE_NAME, check_writable};
 pub use load::{Error as LoadSnapshotError, LoadSnapshotParams, OpenSnapshot};
 pub use names::{Error as NameError, UnnamedDevice};
 pub use open_files::{FileRole, OpenFile};

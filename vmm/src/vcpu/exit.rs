@@ -7,6 +7,7 @@ use devices::{Bus, Counter, Latency, LatencyRecorder, Power, PowerEvent};
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, KVM_SYSTEM_EVENT_SUSPEND};
 use kvm_ioctls::VcpuExit;
 
+use super::location::Location;
 use super::park::NativeCpu;
 use super::unclaimed::{Access, UnclaimedAccesses};
 use crate::arch::{AddressSpace, Cpu, ExitKind, IoAccess, NativeExit};
@@ -225,11 +226,37 @@ pub enum StopReason {
     Power(PowerEvent),
     /// The processor has shut down, because the guest cannot handle an exception: on x86 a triple fault.
     CpuShutdown {
-        /// Instruction pointer.
-        ip: u64,
+        /// Location of the guest.
+        at: Box<Location>,
     },
     /// The guest cannot continue.
     Fault(VcpuError),
+}
+
+impl StopReason {
+    /// Returns the location of a crash, if the guest has run.
+    pub fn location(&self) -> Option<&Location> {
+        match self {
+            Self::CpuShutdown { at } => Some(at),
+            Self::Fault(error) => error.location(),
+            Self::Power(_) => None,
+        }
+    }
+
+    /// As [`location`](Self::location), to add symbols.
+    pub fn location_mut(&mut self) -> Option<&mut Location> {
+        match self {
+            Self::CpuShutdown { at }
+            | Self::Fault(
+                VcpuError::Internal { at, .. }
+                | VcpuError::Entry { at, .. }
+                | VcpuError::Memory { at }
+                | VcpuError::Run { at, .. }
+                | VcpuError::Exit { at, .. },
+            ) => Some(at),
+            Self::Fault(_) | Self::Power(_) => None,
+        }
+    }
 }
 
 /// Reason why a vCPU cannot run the guest.
@@ -268,7 +295,7 @@ pub enum VcpuError {
         /// `KVM_INTERNAL_ERROR_*`
         suberror: u32,
         /// Location of the guest.
-        at: Location,
+        at: Box<Location>,
         /// Way out.
         hint: &'static str,
     },
@@ -278,7 +305,7 @@ pub enum VcpuError {
     )]
     Entry {
         /// Location of the guest.
-        at: Location,
+        at: Box<Location>,
         /// `hardware_entry_failure_reason`.
         reason: u64,
     },
@@ -288,13 +315,13 @@ pub enum VcpuError {
     )]
     Memory {
         /// Location of the guest.
-        at: Location,
+        at: Box<Location>,
     },
     /// `KVM_RUN` failed.
     #[error("cannot run the guest at {at}: KVM_RUN failed")]
     Run {
         /// Location of the guest.
-        at: Location,
+        at: Box<Location>,
         /// Cause.
         #[source]
         source: io::Error,
@@ -303,30 +330,23 @@ pub enum VcpuError {
     #[error("cannot handle the exit at {at}: {exit} is unsupported")]
     Exit {
         /// Location of the guest.
-        at: Location,
+        at: Box<Location>,
         /// Kind of the exit.
         exit: String,
     },
 }
 
-/// Instruction of the guest at an exit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Location {
-    /// Number of the vCPU.
-    pub vcpu: u8,
-    /// Instruction pointer.
-    pub ip: u64,
-    /// Bytes of the instruction, as many as could be read.
-    pub bytes: Vec<u8>,
-}
-
-impl std::fmt::Display for Location {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "address {:#x} of vCPU {}", self.ip, self.vcpu)?;
-        if !self.bytes.is_empty() {
-            f.write_str(", instruction bytes")?;
+impl VcpuError {
+    /// Returns the location of the guest, if it has run.
+    pub fn location(&self) -> Option<&Location> {
+        match self {
+            Self::Internal { at, .. }
+            | Self::Entry { at, .. }
+            | Self::Memory { at }
+            | Self::Run { at, .. }
+            | Self::Exit { at, .. } => Some(at),
+            Self::Prepare { .. } | Self::Restrict { .. } | Self::Thread { .. } => None,
         }
-        self.bytes.iter().try_for_each(|byte| write!(f, " {byte:02x}"))
     }
 }
 
@@ -435,7 +455,7 @@ mod tests {
         let exits = ExitCounters::default();
         exits.count_stop(&StopReason::Power(PowerEvent::Reset));
         assert_eq!(exits.failures(), 0);
-        exits.count_stop(&StopReason::CpuShutdown { ip: 0 });
+        exits.count_stop(&StopReason::CpuShutdown { at: Box::default() });
         assert_eq!(exits.failures(), 1);
     }
 

@@ -15,8 +15,10 @@
 //! A thread that gets a saved state queries KVM only if the processor alone does not decide that KVM supports its features; see
 //! [`CpuCheck`](crate::arch::CpuCheck).
 
+mod crash;
 mod exit;
 mod gate;
+mod location;
 mod monitor;
 mod park;
 mod pre_entry;
@@ -25,8 +27,10 @@ mod runner;
 mod thread;
 mod unclaimed;
 
-pub use exit::{ExitCounters, KINDS, Location, StopReason, TIMED_KINDS, VcpuError};
+pub use crash::CrashStates;
+pub use exit::{ExitCounters, KINDS, StopReason, TIMED_KINDS, VcpuError};
 pub use gate::{PauseGate, ThreadSet};
+pub use location::Location;
 pub use monitor::{VcpuActivity, VcpuObservation};
 pub use park::{NativeVcpuState, StateReply};
 pub use runner::{Purpose, SavedVcpu, StartContext, VcpuShared};

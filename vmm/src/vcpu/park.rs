@@ -22,6 +22,17 @@ pub(super) enum ParkRequest {
     Inspect(Sender<CpuStatus>),
 }
 
+impl ParkRequest {
+    /// Answers a request for the state, in place of a thread that has ended.
+    pub fn answer(self, saved: NativeVcpuState) {
+        if let Self::State { flushed, state } = self {
+            // The caller has the receivers.
+            let _ = flushed.send(());
+            let _ = state.send(Ok(saved));
+        }
+    }
+}
+
 /// Reply to a request for the state of a vCPU. Both channels disconnect when the vCPU has stopped.
 pub struct StateReply {
     /// Receives a message when KVM's pending work is flushed, which may write guest memory. Receives another one for each further

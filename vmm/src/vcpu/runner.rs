@@ -10,8 +10,10 @@ use snapshot::GuestMemory;
 use snapshot::persist::Error as StateError;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::exit::{ExitAction, Location, StopReason, Targets, VcpuError, handle};
+use super::crash::CrashStates;
+use super::exit::{ExitAction, StopReason, Targets, VcpuError, handle};
 use super::gate::{PauseGate, ThreadSet};
+use super::location::Location;
 use super::monitor::VcpuMonitor;
 use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
 use super::pre_entry::run_until_entry;
@@ -56,6 +58,8 @@ pub struct VcpuShared {
     pub stop_event: EventFd,
     /// Gate at which the threads wait while the VM is paused.
     pub gate: PauseGate,
+    /// States of crashed vCPUs.
+    pub crashes: CrashStates,
     /// State that the vCPUs get.
     pub purpose: Purpose,
     /// Features of the guest, or the limits of a saved state; or the call that failed and its error number. The first thread that needs
@@ -186,8 +190,21 @@ impl VcpuRunner {
             Err(error) => Some(StopReason::Fault(error)),
         };
         if let Some(reason) = reason {
+            if reason.location().is_some() {
+                self.keep_state(&mut vcpu);
+            }
             self.monitor.exits.count_stop(&reason);
             self.shared.report(reason);
+        }
+    }
+
+    /// Keeps the state of the crashed vCPU: a snapshot of the crash needs it after the end of this thread.
+    #[inline(never)]
+    fn keep_state(&self, vcpu: &mut VcpuFd) {
+        // The vCPU never enters the guest again, so that pending work of KVM stays undone.
+        match self.save(vcpu, &mut |_| ()) {
+            Ok(state) => self.shared.crashes.add(self.id, state),
+            Err(error) => log::warn!("vCPU {}: cannot save the state of the crash: {error}", self.id),
         }
     }
 
@@ -341,7 +358,7 @@ impl VcpuRunner {
         Err(match action {
             ExitAction::Handled => return Ok(()),
             ExitAction::Power(event) => StopReason::Power(event),
-            ExitAction::CpuShutdown => StopReason::CpuShutdown { ip: at(vcpu).ip },
+            ExitAction::CpuShutdown => StopReason::CpuShutdown { at: at(vcpu) },
             ExitAction::InternalError => StopReason::Fault(self.internal_error(vcpu, start)),
             ExitAction::FailedEntry(reason) => StopReason::Fault(VcpuError::Entry { at: at(vcpu), reason }),
             ExitAction::MemoryFault => StopReason::Fault(VcpuError::Memory { at: at(vcpu) }),
@@ -372,13 +389,16 @@ impl VcpuRunner {
     }
 
     #[inline(never)]
-    fn location(&self, vcpu: &VcpuFd, start: &StartContext) -> Location {
+    fn location(&self, vcpu: &VcpuFd, start: &StartContext) -> Box<Location> {
         let (ip, bytes) = NativeCpu::instruction(vcpu, &start.memory);
-        Location {
+        Box::new(Location {
             vcpu: self.id,
             ip,
             bytes,
-        }
+            callers: NativeCpu::return_addresses(vcpu, &start.memory),
+            symbol: None,
+            backtrace: None,
+        })
     }
 
     #[inline(never)]
@@ -485,7 +505,7 @@ impl VcpuRunner {
         reply: &Sender<Result<NativeVcpuState, StateError>>,
     ) -> Result<(), StopReason> {
         let mut result = Ok(());
-        let state = NativeCpu::save(vcpu, &self.shared.kvm, |vcpu| {
+        let state = self.save(vcpu, &mut |vcpu| {
             if result.is_ok() {
                 result = self.flush_pending(vcpu, start).map(|()| {
                     let _ = flushed.send(());
@@ -495,6 +515,16 @@ impl VcpuRunner {
         result?;
         let _ = reply.send(state);
         Ok(())
+    }
+
+    /// Reads the state of the vCPU as [`Cpu::save`] does. One copy for all kinds of `flush_pending`.
+    #[inline(never)]
+    fn save(
+        &self,
+        vcpu: &mut VcpuFd,
+        flush_pending: &mut dyn FnMut(&mut VcpuFd),
+    ) -> Result<NativeVcpuState, StateError> {
+        NativeCpu::save(vcpu, &self.shared.kvm, flush_pending)
     }
 
     /// Flushes the work that KVM defers to guest entry, and handles the exits that it causes.

@@ -6,6 +6,7 @@ mod console;
 mod recording;
 
 use std::any::Any;
+use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -40,6 +41,17 @@ pub(crate) struct BootFiles {
     pub image: Option<FileIdentity>,
     /// Initrd.
     pub initrd: Option<FileIdentity>,
+}
+
+/// Image of the guest, for the symbols in the report of a crash.
+#[derive(Debug)]
+pub enum GuestImage {
+    /// The file of the boot.
+    Open(File),
+    /// A file may be opened by the name in the configuration. It may have changed since the boot.
+    Named,
+    /// The name comes from an untrusted state file.
+    Untrusted,
 }
 
 /// Snapshot from which the dirty pages of a VM differ.
@@ -139,6 +151,7 @@ pub struct Vm {
     paused: bool,
     prefetch: Option<Prefetch>,
     recording: Option<Recording>,
+    image: GuestImage,
     input: Option<ConsoleInput>,
     guard: Option<Box<dyn Any + Send>>,
 }
@@ -148,6 +161,7 @@ impl Vm {
     pub(crate) fn booted(
         machine: Machine,
         boot_files: BootFiles,
+        image: GuestImage,
         input: Option<ConsoleInput>,
         guard: Option<Box<dyn Any + Send>>,
     ) -> Self {
@@ -157,13 +171,14 @@ impl Vm {
             boot_files,
             diff_base: Mutex::new(None),
         };
-        Self::new(core, false, input, guard)
+        Self::new(core, false, image, input, guard)
     }
 
     /// Returns a paused VM whose untouched memory comes from `backing`.
     pub(crate) fn restored(
         machine: Machine,
         backing: MemoryBacking,
+        image: GuestImage,
         input: Option<ConsoleInput>,
         guard: Option<Box<dyn Any + Send>>,
     ) -> Self {
@@ -181,12 +196,13 @@ impl Vm {
             boot_files: BootFiles::default(),
             diff_base: Mutex::new(Some(loaded)),
         };
-        Self::new(core, true, input, guard)
+        Self::new(core, true, image, input, guard)
     }
 
     fn new(
         core: VmCore,
         paused: bool,
+        image: GuestImage,
         input: Option<ConsoleInput>,
         guard: Option<Box<dyn Any + Send>>,
     ) -> Self {
@@ -196,6 +212,7 @@ impl Vm {
             paused,
             prefetch: None,
             recording: None,
+            image,
             input,
             guard,
         }
@@ -211,6 +228,11 @@ impl Vm {
         self.changed_config
             .as_deref()
             .unwrap_or_else(|| self.machine().spec().config())
+    }
+
+    /// Returns the image of the guest.
+    pub fn image(&self) -> &GuestImage {
+        &self.image
     }
 
     /// Changes the configuration, to record the change of an attached device.

@@ -1,0 +1,395 @@
+//! Symbols of an ELF image: System V ABI, chapter 4. They are read when the guest has crashed, never at the start.
+
+use std::fmt;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use vmm::boot::elf::MAGIC;
+use vmm::boot::file::HeaderFields;
+
+const PT_LOAD: u32 = 1;
+const EM_X86_64: u16 = 62;
+const EM_AARCH64: u16 = 183;
+const SHT_SYMTAB: u32 = 2;
+const SHT_DYNSYM: u32 = 11;
+/// Types of symbols: none, as labels of assembly code have it, and function.
+const STT_NOTYPE: u8 = 0;
+const STT_FUNC: u8 = 2;
+
+/// Bytes of the symbol table that are read at once.
+const CHUNK: u64 = 64 << 10;
+/// Maximum bytes of the symbol table that are read. That of Linux has a tenth of it.
+const MAX_SYMBOLS: u64 = 64 << 20;
+/// Maximum bytes of a name.
+const MAX_NAME: usize = 200;
+/// Bytes at the start of a function in which it sets up its frame pointer.
+const PROLOGUE: usize = 32;
+
+/// Function of the image, or label of its assembly code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Symbol {
+    /// Name, at most 200 bytes of it.
+    pub name: String,
+    /// Offset of the address from that of the symbol, in bytes.
+    pub offset: u64,
+    /// Offset behind the instruction that sets the frame pointer; `None` if the function keeps none.
+    pub frame: Option<u64>,
+}
+
+impl fmt::Display for Symbol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{:#x}", self.name, self.offset)
+    }
+}
+
+/// ELF file with its tables.
+pub struct Symbols<'a> {
+    file: &'a File,
+    is_64_bit: bool,
+    machine: u16,
+    /// Program headers, each with `program_header_size` bytes.
+    program_headers: Vec<u8>,
+    program_header_size: usize,
+    table: Table,
+    names: Table,
+}
+
+/// Section of a file.
+#[derive(Clone, Copy, Debug)]
+struct Table {
+    offset: u64,
+    size: u64,
+}
+
+/// Best symbol so far for an address. The order is that of the preference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    /// The symbol has a size, and the address is within it.
+    contains: bool,
+    value: u64,
+    is_global: bool,
+    name: u32,
+}
+
+impl<'a> Symbols<'a> {
+    /// Reads the headers of `file`. Returns `None` if it is no ELF file, or has no symbols.
+    pub fn open(file: &'a File) -> Option<Self> {
+        let header = read(file, 0, 64)?;
+        if !header.starts_with(&MAGIC) {
+            return None;
+        }
+        let fields = HeaderFields(&header);
+        let is_64_bit = fields.u8(4) == 2;
+        let (programs, sections, counts) = match is_64_bit {
+            true => (fields.u64(32), fields.u64(40), 54_usize),
+            false => (fields.u32(28).into(), fields.u32(32).into(), 42),
+        };
+        let count = |at| usize::from(fields.u16(counts + at));
+        let program_headers = read(file, programs, count(0) * count(2))?;
+        let section_headers = read(file, sections, count(4) * count(6))?;
+        let section_headers: Vec<_> = section_headers
+            .chunks_exact(count(4).max(1))
+            .map(|bytes| SectionHeader::parse(HeaderFields(bytes), is_64_bit))
+            .collect();
+        let of_kind = |kind| section_headers.iter().find(|header| header.kind == kind);
+        let symbols = of_kind(SHT_SYMTAB).or_else(|| of_kind(SHT_DYNSYM))?;
+        Some(Self {
+            file,
+            is_64_bit,
+            machine: fields.u16(18),
+            program_headers,
+            program_header_size: count(0).max(1),
+            table: symbols.table,
+            names: section_headers.get(usize::try_from(symbols.link).ok()?)?.table,
+        })
+    }
+
+    /// Returns the symbol of each of `addresses`.
+    pub fn find(&self, addresses: &[u64]) -> Vec<Option<Symbol>> {
+        let mut found: Vec<Option<Candidate>> = vec![None; addresses.len()];
+        let entry = if self.is_64_bit { 24 } else { 16 };
+        let size = self.table.size.min(MAX_SYMBOLS);
+        let mut at = 0;
+        while at < size {
+            // A multiple of the size of an entry.
+            let length = (size - at).min(CHUNK / 48 * 48);
+            let bytes = usize::try_from(length)
+                .ok()
+                .and_then(|length| read(self.file, self.table.offset.checked_add(at)?, length));
+            let Some(bytes) = bytes else { break };
+            for bytes in bytes.chunks_exact(entry) {
+                self.compare(HeaderFields(bytes), addresses, &mut found);
+            }
+            at += length;
+        }
+        let named = addresses.iter().zip(found);
+        named
+            .map(|(address, found)| self.symbol(*address, found?))
+            .collect()
+    }
+
+    /// Compares a symbol with the best ones so far.
+    fn compare(&self, symbol: HeaderFields<'_>, addresses: &[u64], found: &mut [Option<Candidate>]) {
+        let (info, section, value, size) = match self.is_64_bit {
+            true => (symbol.u8(4), symbol.u16(6), symbol.u64(8), symbol.u64(16)),
+            false => (
+                symbol.u8(12),
+                symbol.u16(14),
+                symbol.u32(4).into(),
+                symbol.u32(8).into(),
+            ),
+        };
+        // Undefined symbols have section 0.
+        if section == 0 || ![STT_NOTYPE, STT_FUNC].contains(&(info & 0xf)) {
+            return;
+        }
+        for (address, best) in addresses.iter().zip(found) {
+            let Some(offset) = address.checked_sub(value) else {
+                continue;
+            };
+            if size == 0 || offset < size {
+                let candidate = Candidate {
+                    contains: size > 0,
+                    value,
+                    is_global: info >> 4 != 0,
+                    name: symbol.u32(0),
+                };
+                *best = (*best).max(Some(candidate));
+            }
+        }
+    }
+
+    fn symbol(&self, address: u64, found: Candidate) -> Option<Symbol> {
+        let name = self.name(found.name)?;
+        // Mapping symbols of aarch64 mark data and code.
+        (!name.is_empty() && !name.starts_with('$')).then(|| Symbol {
+            name,
+            offset: address - found.value,
+            frame: self.frame_set_up(found.value),
+        })
+    }
+
+    fn name(&self, at: u32) -> Option<String> {
+        let at = u64::from(at);
+        let length = usize::try_from(self.names.size.checked_sub(at)?).unwrap_or(usize::MAX);
+        let bytes = read(
+            self.file,
+            self.names.offset.checked_add(at)?,
+            length.min(MAX_NAME),
+        )?;
+        let name = bytes.split(|byte| *byte == 0).next()?;
+        Some(String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// Returns up to `length` bytes of the file at the virtual `address`.
+    pub fn code(&self, address: u64, length: usize) -> Option<Vec<u8>> {
+        let headers = self.program_headers.chunks_exact(self.program_header_size);
+        headers.map(HeaderFields).find_map(|header| {
+            let (offset, start, size) = match self.is_64_bit {
+                true => (header.u64(8), header.u64(16), header.u64(32)),
+                false => (header.u32(4).into(), header.u32(8).into(), header.u32(16).into()),
+            };
+            let within = address.checked_sub(start).filter(|within| *within < size)?;
+            if header.u32(0) != PT_LOAD {
+                return None;
+            }
+            let length = usize::try_from(size - within).unwrap_or(length).min(length);
+            read(self.file, offset.checked_add(within)?, length)
+        })
+    }
+
+    /// Returns the offset behind the instruction by which the function at `address` sets its frame pointer, if it has one.
+    fn frame_set_up(&self, address: u64) -> Option<u64> {
+        let code = self.code(address, PROLOGUE)?;
+        let is_set_up = |bytes: &[u8]| match (self.machine, bytes) {
+            // mov %rsp,%rbp, in both encodings.
+            (EM_X86_64, [0x48, 0x89, 0xe5] | [0x48, 0x8b, 0xec]) => true,
+            // add x29, sp, #immediate, of which mov x29, sp is a case.
+            (EM_AARCH64, _) => HeaderFields(bytes).u32(0) & 0xffc0_03ff == 0x9100_03fd,
+            _ => false,
+        };
+        let (length, step) = if self.machine == EM_AARCH64 {
+            (4, 4)
+        } else {
+            (3, 1)
+        };
+        let position = code.windows(length).step_by(step).position(is_set_up)?;
+        Some((position * step + length) as u64)
+    }
+}
+
+/// Header of a section.
+struct SectionHeader {
+    kind: u32,
+    table: Table,
+    /// Number of the section with the names.
+    link: u32,
+}
+
+impl SectionHeader {
+    fn parse(fields: HeaderFields<'_>, is_64_bit: bool) -> Self {
+        let (offset, size, link) = match is_64_bit {
+            true => (fields.u64(24), fields.u64(32), fields.u32(40)),
+            false => (fields.u32(16).into(), fields.u32(20).into(), fields.u32(24)),
+        };
+        Self {
+            kind: fields.u32(4),
+            table: Table { offset, size },
+            link,
+        }
+    }
+}
+
+/// Reads `length` bytes at `offset`. Returns `None` if the file is shorter, or cannot be read: a report then lacks symbols.
+fn read(file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(length).ok()?;
+    bytes.resize(length, 0);
+    file.read_exact_at(&mut bytes, offset).ok()?;
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use scratch::Temporary;
+
+    use super::{EM_AARCH64, EM_X86_64, Symbol, Symbols};
+
+    const CODE: u64 = 0x20_0000;
+    /// Offsets in the file.
+    const CODE_AT: usize = 0x200;
+    const SYMBOLS_AT: usize = 0x400;
+    const NAMES_AT: usize = 0x600;
+    const SECTIONS_AT: usize = 0x700;
+
+    /// Name, type and binding, address, and size.
+    type Listed = (&'static str, u8, u64, u64);
+
+    const GLOBAL_FUNCTION: u8 = 0x12;
+    const LOCAL_LABEL: u8 = 0;
+    const GLOBAL_LABEL: u8 = 0x10;
+
+    /// Returns an ELF64 file with `code` at [`CODE`].
+    fn elf(machine: u16, code: &[u8], symbols: &[Listed]) -> Vec<u8> {
+        let mut file = vec![0; SECTIONS_AT + 3 * 64];
+        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, b"\x7fELF\x02\x01\x01");
+        put(18, &machine.to_le_bytes());
+        put(32, &64_u64.to_le_bytes());
+        put(40, &(SECTIONS_AT as u64).to_le_bytes());
+        for (at, value) in [(54, 56_u16), (56, 1), (58, 64), (60, 3)] {
+            put(at, &value.to_le_bytes());
+        }
+        put(64, &1_u32.to_le_bytes());
+        for (at, value) in [(72, CODE_AT as u64), (80, CODE), (96, code.len() as u64)] {
+            put(at, &value.to_le_bytes());
+        }
+        put(CODE_AT, code);
+        let mut name = 1;
+        for (index, (text, info, value, size)) in symbols.iter().enumerate() {
+            let at = SYMBOLS_AT + index * 24;
+            put(at, &u32::try_from(name).unwrap().to_le_bytes());
+            put(at + 4, &[*info, 0, 1, 0]);
+            put(at + 8, &value.to_le_bytes());
+            put(at + 16, &size.to_le_bytes());
+            put(NAMES_AT + name, text.as_bytes());
+            name += text.len() + 1;
+        }
+        for (index, kind, offset, size) in
+            [(1, 2_u32, SYMBOLS_AT, symbols.len() * 24), (2, 3, NAMES_AT, name)]
+        {
+            let at = SECTIONS_AT + index * 64;
+            put(at + 4, &kind.to_le_bytes());
+            put(at + 24, &(offset as u64).to_le_bytes());
+            put(at + 32, &(size as u64).to_le_bytes());
+            put(at + 40, &2_u32.to_le_bytes());
+        }
+        file
+    }
+
+    fn find(image: &[u8], addresses: &[u64]) -> Vec<Option<Symbol>> {
+        let file = Temporary::with(image);
+        let file = File::open(file.path()).unwrap();
+        Symbols::open(&file).unwrap().find(addresses)
+    }
+
+    fn symbol(name: &str, offset: u64, frame: Option<u64>) -> Option<Symbol> {
+        let name = name.to_owned();
+        Some(Symbol { name, offset, frame })
+    }
+
+    #[test]
+    fn function_with_size_precedes_label() {
+        let symbols = [
+            ("before", GLOBAL_LABEL, CODE - 0x10, 0),
+            ("function", GLOBAL_FUNCTION, CODE, 0x20),
+            ("local", LOCAL_LABEL, CODE + 0x10, 0),
+            ("data", 1, CODE + 0x18, 8),
+            ("$x", LOCAL_LABEL, CODE + 0x40, 0),
+            ("$d", LOCAL_LABEL, CODE + 0x30, 0),
+            ("start", GLOBAL_LABEL, CODE + 0x30, 0),
+        ];
+        let found = find(
+            &elf(EM_X86_64, &[0x90; 64], &symbols),
+            &[
+                CODE - 0x11,
+                CODE - 1,
+                CODE,
+                CODE + 0x1f,
+                CODE + 0x20,
+                CODE + 0x3f,
+                CODE + 0x40,
+            ],
+        );
+        let expected = [
+            None,
+            symbol("before", 0xf, None),
+            symbol("function", 0, None),
+            symbol("function", 0x1f, None),
+            symbol("local", 0x10, None),
+            symbol("start", 0xf, None),
+            None,
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn frame_pointer_is_found_in_prologue() {
+        let function = [("function", GLOBAL_FUNCTION, CODE, 0x40)];
+        let frame = |machine, code: &[u8]| {
+            let found = find(&elf(machine, code, &function), &[CODE]);
+            found[0].as_ref().unwrap().frame
+        };
+        // endbr64; push %rbp; mov %edi,%eax; mov %rsp,%rbp
+        let code = [0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x89, 0xf8, 0x48, 0x89, 0xe5, 0xc3];
+        assert_eq!(frame(EM_X86_64, &code), Some(10));
+        assert_eq!(frame(EM_X86_64, &[0x55, 0x48, 0x8b, 0xec]), Some(4));
+        // push %rbx; sub $0x10,%rsp
+        assert_eq!(frame(EM_X86_64, &[0x53, 0x48, 0x83, 0xec, 0x10]), None);
+        // stp x29, x30, [sp, #-32]!; add x29, sp, #0x10
+        let code = [0xa9be_7bfd_u32, 0x9100_43fd].map(u32::to_le_bytes).concat();
+        assert_eq!(frame(EM_AARCH64, &code), Some(8));
+        assert_eq!(frame(EM_AARCH64, &code[..4]), None);
+    }
+
+    #[test]
+    fn damaged_file_has_no_symbols() {
+        let image = elf(EM_X86_64, &[0x90], &[("function", GLOBAL_FUNCTION, CODE, 1)]);
+        let open = |image: &[u8]| {
+            let file = Temporary::with(image);
+            let file = File::open(file.path()).unwrap();
+            Symbols::open(&file).map(|symbols| symbols.find(&[CODE]))
+        };
+        assert!(open(b"\x7fELF").is_none());
+        assert!(open(&[0; 100]).is_none());
+        assert!(open(&image[..image.len() - 1]).is_none());
+        // Each field of 8 bytes, at its maximum.
+        for at in (0..image.len() - 8).step_by(8) {
+            let mut damaged = image.clone();
+            damaged[at..at + 8].fill(0xff);
+            let _ = open(&damaged);
+        }
+    }
+}
