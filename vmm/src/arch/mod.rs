@@ -21,6 +21,7 @@
 //! | snapshots | `save_state`, `time_since_save`, `restore_before_vcpus`, `restore_after_vcpus`, `State`, `save`, `prefetch_limits`, `restore`, `cpu_identity` | a save runs while no vCPU does. `restore` rejects what the host does not support, by name |
 //! | clones | `identity_address`, `notify_identity` | none is right, but the clones of a guest then draw the same random numbers |
 //! | requests | `request_shutdown` | false without a device for it |
+//! | cores | [`CoreState`] | registers and page tables of a saved vCPU, for an ELF core |
 //! | reports | `status`, `instruction`, `return_addresses`, `unclaimed_io`, `input_metrics`, `has_hardware_virtualization`, `emulation_hint` | zeros for what the architecture lacks |
 //!
 //! Other places name each architecture: [`Architecture`] with its number in the header of state files (`snapshot`), [`AddressLayout`] and
@@ -55,6 +56,7 @@ use crate::kvm::{self, Kick, RunPage};
 /// | module | contents |
 /// |---|---|
 /// | `clock` | counters of the timers in a snapshot |
+/// | `core_state` | state of vCPUs for an ELF core |
 /// | `device_tree` | the device tree |
 /// | `gic` | interrupt controller |
 /// | `gic_state` | its state in a snapshot |
@@ -70,6 +72,7 @@ use crate::kvm::{self, Kick, RunPage};
 pub mod aarch64 {
     #[cfg(target_arch = "aarch64")]
     pub mod clock;
+    pub mod core_state;
     pub mod device_tree;
     #[cfg(target_arch = "aarch64")]
     pub mod gic;
@@ -91,11 +94,15 @@ pub mod aarch64 {
 pub mod x86_64;
 
 mod address_space;
+mod core_state;
 mod exit;
 mod frames;
+mod mappings;
 
 pub use address_space::AddressSpace;
+pub use core_state::CoreState;
 pub use exit::{ExitKind, IoAccess, NativeExit};
+pub use mappings::{Error as MappingError, Mapping, Mappings};
 
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::platform::Aarch64 as Native;
@@ -472,7 +479,7 @@ pub trait Cpu {
     /// Registers of the boot vCPU at its first instruction.
     type Entry: Send;
     /// State of one vCPU.
-    type State: Schema + Clone + fmt::Debug + Send;
+    type State: Schema + CoreState + Clone + fmt::Debug + Send;
     /// Data of an exit that [`VcpuExit`] does not contain.
     type ExitContext;
 

@@ -349,9 +349,13 @@ impl Machine {
     }
 }
 
+/// Reads the state of vCPU `id` from `archive`.
+///
+/// # Errors
+/// [`Error::Sections`]
 // Not inlined: decoding needs several times the size of the state; the caller must not keep that stack space.
 #[inline(never)]
-fn read_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<NativeVcpuState>, Error> {
+pub fn read_vcpu(id: u8, archive: &mut ArchiveReader<'_>) -> Result<Box<NativeVcpuState>, Error> {
     let state: NativeVcpuState = archive.read(&vcpu_key(id)).map_err(Error::Sections)?;
     Ok(Box::new(state))
 }

@@ -7,6 +7,7 @@ mod generations;
 mod load;
 mod names;
 mod open_files;
+mod saved_machine;
 mod source;
 mod working_set;
 
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use snapshot::file::{self, Header};
 
+pub use crate::arch::Mapping;
 use crate::arch::{Native, Platform};
 use crate::config::VmConfig;
 use crate::memory::dump;
@@ -26,6 +28,7 @@ pub(crate) use generations::{MEMORY_NAME, STATE_NAME, check_writable};
 pub use load::{Error as LoadSnapshotError, LoadSnapshotParams, OpenSnapshot};
 pub use names::{Error as NameError, UnnamedDevice};
 pub use open_files::{FileRole, OpenFile};
+pub use saved_machine::{Error as SavedMachineError, SavedMachine, SavedRegion, SavedRegisters};
 pub use snapshot::file::{Contents, VERSION as STATE_VERSION};
 pub use source::MemorySource;
 pub use working_set::{

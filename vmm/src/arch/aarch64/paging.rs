@@ -3,10 +3,13 @@
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
+use crate::arch::mappings::{Entry, Error as MappingError, Mapping, Mappings, TableFormat};
 use crate::memory::try_read;
 
 /// SCTLR_EL1: the MMU translates addresses.
 const SCTLR_M: u64 = 1;
+/// TCR_EL1: addresses have 52 bits.
+const TCR_DS: u64 = 1 << 59;
 /// Bit of an address that selects its table.
 const UPPER: u64 = 1 << 55;
 /// Physical address in a descriptor or a base register.
@@ -58,6 +61,40 @@ impl Paging {
         walk(memory, table, address, &half)
     }
 
+    /// Adds the mappings of the page tables to guest memory, or of all addresses without the MMU.
+    ///
+    /// # Errors
+    /// [`MappingError`]
+    pub fn add_mappings(&self, mappings: &mut Mappings<'_>) -> Result<(), MappingError> {
+        if self.sctlr & SCTLR_M == 0 {
+            return mappings.add(Mapping {
+                address: 0,
+                physical: 0,
+                length: 1 << 52,
+            });
+        }
+        if self.tcr & TCR_DS != 0 {
+            return Err(MappingError::Unsupported("they have addresses of 52 bits"));
+        }
+        for is_upper in [false, true] {
+            let Some(half) = self.half(is_upper).filter(|half| !half.is_disabled) else {
+                continue;
+            };
+            let format = match half.page_bits {
+                12 => format::<12>(),
+                14 => format::<14>(),
+                _ => format::<16>(),
+            };
+            let levels = (half.bits - format.page_bits).div_ceil(format.index_bits);
+            // The first table may have fewer entries.
+            let entries = 1 << (half.bits - format.shift(levels - 1));
+            let address = if is_upper { u64::MAX << half.bits } else { 0 };
+            let table = self.tables[usize::from(is_upper)] & BASE;
+            mappings.add_table(&format, table, levels - 1, entries, address)?;
+        }
+        Ok(())
+    }
+
     fn half(&self, is_upper: bool) -> Option<Half> {
         let tcr = self.tcr;
         let (size, granule, disabled, ignored) = match is_upper {
@@ -77,6 +114,25 @@ impl Paging {
             ignores_top: tcr & ignored != 0,
             is_disabled: tcr & disabled != 0,
         })
+    }
+}
+
+/// Returns the format of tables with pages of `PAGE_BITS` bits.
+const fn format<const PAGE_BITS: u32>() -> TableFormat {
+    TableFormat {
+        page_bits: PAGE_BITS,
+        index_bits: PAGE_BITS - 3,
+        entry_bytes: 8,
+        decode: |descriptor, level| {
+            let is_table = descriptor & TABLE != 0;
+            let offset = (1 << (PAGE_BITS + (PAGE_BITS - 3) * level)) - 1;
+            match descriptor & VALID {
+                0 => Entry::Absent,
+                _ if level == 0 && !is_table => Entry::Absent,
+                _ if level == 0 || !is_table => Entry::Page(descriptor & ADDRESS & !offset),
+                _ => Entry::Table(descriptor & ADDRESS & !((1 << PAGE_BITS) - 1)),
+            }
+        },
     }
 }
 
@@ -116,7 +172,7 @@ mod tests {
     use snapshot::GuestMemory;
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::Paging;
+    use super::{MappingError, Mappings, Paging, TCR_DS};
     use crate::memory::allocate;
 
     fn memory() -> GuestMemory {
@@ -169,6 +225,60 @@ mod tests {
         }
     }
 
+    /// Returns the mappings as first addresses, physical addresses and lengths, each page of them checked against the translation.
+    fn mappings(paging: &Paging, memory: &GuestMemory) -> Vec<(u64, u64, u64)> {
+        let mut mappings = Mappings::new(memory);
+        paging.add_mappings(&mut mappings).unwrap();
+        let ranges = mappings.into_ranges();
+        for range in &ranges {
+            for offset in (0..range.length).step_by(0x1000) {
+                let translated = paging.translate(memory, range.address + offset);
+                assert_eq!(translated, Some(range.physical + offset), "{range:x?}");
+            }
+        }
+        let fields = ranges.iter();
+        fields
+            .map(|range| (range.address, range.physical, range.length))
+            .collect()
+    }
+
+    #[test]
+    fn mappings_are_those_of_translation() {
+        let memory = memory();
+        assert_eq!(
+            mappings(&Paging::default(), &memory),
+            [(0x4000_0000, 0x4000_0000, 0x10_0000)]
+        );
+        // 39 bits below, 48 bits above.
+        let mut paging = Paging {
+            sctlr: 1,
+            tcr: 25 | 16 << 16 | 2 << 30,
+            tables: [0x4000_1000, 0x4000_4000],
+        };
+        set(&memory, 0x4000_1000, 0x4000_2003);
+        set(&memory, 0x4000_1008, 0x4000_0705);
+        set(&memory, 0x4000_2000 + 2 * 8, 0x4000_0701);
+        set(&memory, 0x4000_2000 + 3 * 8, 0x4000_3003);
+        set(&memory, 0x4000_3000 + 7 * 8, 0x4008_8703);
+        set(&memory, 0x4000_3000 + 8 * 8, 0x4008_8701);
+        set(&memory, 0x4000_4000 + 511 * 8, 0x4000_5003);
+        set(&memory, 0x4000_5000 + 511 * 8, 0x4000_2003);
+        let lower = [
+            (0x40_0000, 0x4000_0000, 0x10_0000),
+            (0x60_7000, 0x4008_8000, 0x1000),
+        ];
+        let top = 0xffff_ffff_c000_0000;
+        let upper = lower.map(|(address, physical, length)| (top + address, physical, length));
+        let first_gib = [(0x4000_0000, 0x4000_0000, 0x10_0000)];
+        let expected = [&lower[..], &first_gib, &upper].concat();
+        assert_eq!(mappings(&paging, &memory), expected);
+        paging.tcr |= TCR_DS;
+        assert_eq!(
+            paging.add_mappings(&mut Mappings::new(&memory)),
+            Err(MappingError::Unsupported("they have addresses of 52 bits"))
+        );
+    }
+
     #[test]
     fn ignored_byte_and_disabled_half_are_respected() {
         let memory = memory();
@@ -202,6 +312,7 @@ mod tests {
             tables: [0x4000_4000, 0],
         };
         assert_eq!(paging.translate(&memory, 0x200_f123), Some(0x4001_7123));
+        assert_eq!(mappings(&paging, &memory), [(0x200_c000, 0x4001_4000, 0x4000)]);
         // 42 bits in two levels of 64 KiB, with a block of 512 MiB.
         set(&memory, 0x4002_0000 + 2 * 8, 0x6000_0701);
         let paging = Paging {

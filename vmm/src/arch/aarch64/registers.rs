@@ -33,6 +33,15 @@ pub const VECTOR_LENGTHS: u64 = ARM64 | 6 << SIZE_SHIFT | SVE << KIND_SHIFT | 0x
 const SVE_PREDICATES: u64 = 0x400;
 const SVE_FIRST_FAULT: u64 = 0x600;
 
+/// Registers of the translation of addresses, by op0, op1, CRn, CRm and op2.
+pub const SCTLR_EL1: u64 = system_register(3, 0, 1, 0, 0);
+/// Tables of the lower half of the addresses.
+pub const TTBR0_EL1: u64 = system_register(3, 0, 2, 0, 0);
+/// Tables of the upper half.
+pub const TTBR1_EL1: u64 = system_register(3, 0, 2, 0, 1);
+/// Format of the tables.
+pub const TCR_EL1: u64 = system_register(3, 0, 2, 0, 2);
+
 /// Returns the number of a system register of 64 bits.
 pub const fn system_register(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -> u64 {
     let number = op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2;
@@ -42,6 +51,16 @@ pub const fn system_register(op0: u64, op1: u64, crn: u64, crm: u64, op2: u64) -
 /// Returns the number of a core register of 64 bits by its index in `struct kvm_regs`, which counts words of 32 bits.
 pub const fn core_register(index: u64) -> u64 {
     ARM64 | 3 << SIZE_SHIFT | CORE << KIND_SHIFT | index
+}
+
+/// Returns the number of a core register of 32 bits by its index in `struct kvm_regs`.
+pub const fn core_register_32(index: u64) -> u64 {
+    ARM64 | 2 << SIZE_SHIFT | CORE << KIND_SHIFT | index
+}
+
+/// Returns the number of a core register of 128 bits by its index in `struct kvm_regs`.
+pub const fn core_register_128(index: u64) -> u64 {
+    ARM64 | 4 << SIZE_SHIFT | CORE << KIND_SHIFT | index
 }
 
 /// Returns the size of a register in bytes, which its number contains.

@@ -10,7 +10,9 @@ use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
 use super::paging::Paging;
-use super::registers::{VECTOR_LENGTHS, core_register, system_register};
+use super::registers::{
+    SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VECTOR_LENGTHS, core_register, system_register,
+};
 use crate::arch::{self, CpuStatus, frames};
 use crate::config::{CpuFeatures, VectorLengths};
 use crate::kvm::{Error, failed};
@@ -24,10 +26,6 @@ const PSTATE: u64 = core_register(66);
 
 /// System registers by op0, op1, CRn, CRm and op2.
 const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
-const SCTLR_EL1: u64 = system_register(3, 0, 1, 0, 0);
-const TTBR0_EL1: u64 = system_register(3, 0, 2, 0, 0);
-const TTBR1_EL1: u64 = system_register(3, 0, 2, 0, 1);
-const TCR_EL1: u64 = system_register(3, 0, 2, 0, 2);
 
 /// EL1 with its own stack pointer. Debug, SError, IRQ and FIQ are masked: booting.rst.
 const PSTATE_BOOT: u64 = 0x3c5;

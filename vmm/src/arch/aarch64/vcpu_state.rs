@@ -4,14 +4,15 @@
 
 use std::io;
 
-use kvm_bindings::{RegList, kvm_mp_state, kvm_vcpu_events};
+use kvm_bindings::{KVM_MP_STATE_STOPPED, RegList, kvm_mp_state, kvm_vcpu_events};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use snapshot::Schema;
 use snapshot::persist::Error;
 
+use super::core_state::SavedRegisters;
 use super::registers::{self, RegisterFile};
-use crate::arch::CpuCheck;
+use crate::arch::{CoreState, CpuCheck, MappingError, Mappings};
 use crate::kvm::cause;
 
 /// Capacity of the list of registers. vCPUs have fewer, with SVE too.
@@ -34,6 +35,38 @@ pub struct VcpuState {
 impl Schema for VcpuState {
     const NAME: &'static str = "aarch64-vcpu";
     const VERSION: u32 = 1;
+}
+
+impl VcpuState {
+    fn saved(&self) -> SavedRegisters<'_> {
+        SavedRegisters {
+            numbers: &self.registers,
+            values: &self.values,
+        }
+    }
+}
+
+impl CoreState for VcpuState {
+    /// `EM_AARCH64`
+    const MACHINE: u16 = 183;
+    /// Behind the largest lower half. gdb ignores the highest byte.
+    const PHYSICAL_WINDOW: u64 = 1 << 52;
+
+    fn is_started(&self) -> bool {
+        self.mp_state != KVM_MP_STATE_STOPPED
+    }
+
+    fn general_registers(&self) -> Vec<u8> {
+        self.saved().general()
+    }
+
+    fn float_registers(&self) -> Option<Vec<u8>> {
+        self.saved().float()
+    }
+
+    fn add_mappings(&self, mappings: &mut Mappings<'_>) -> Result<(), MappingError> {
+        self.saved().paging().add_mappings(mappings)
+    }
 }
 
 fn kernel_error(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {

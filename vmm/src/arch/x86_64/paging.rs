@@ -4,6 +4,7 @@ use kvm_bindings::kvm_sregs;
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
+use crate::arch::mappings::{Entry, Error as MappingError, Mapping, Mappings, TableFormat};
 use crate::memory::try_read;
 
 const CR0_PG: u64 = 1 << 31;
@@ -70,6 +71,35 @@ impl Paging {
         self.walk_32(memory, address)
     }
 
+    /// Adds the mappings of the page tables to guest memory, or of all addresses without paging.
+    ///
+    /// # Errors
+    /// [`MappingError::TooMany`]
+    pub fn add_mappings(&self, mappings: &mut Mappings<'_>) -> Result<(), MappingError> {
+        if self.cr0 & CR0_PG == 0 {
+            return mappings.add(Mapping {
+                address: 0,
+                physical: 0,
+                length: 1 << 32,
+            });
+        }
+        if self.efer & EFER_LMA != 0 {
+            let (table, level) = (self.cr3 & ADDRESS, if self.cr4 & CR4_LA57 == 0 { 3 } else { 4 });
+            mappings.add_table(&FORMAT_64, table, level, 256, 0)?;
+            // Bits above the translated ones repeat the highest of them.
+            let upper = u64::MAX << (FORMAT_64.shift(level) + 8);
+            return mappings.add_table(&FORMAT_64, table + 256 * 8, level, 256, upper);
+        }
+        if self.cr4 & CR4_PAE != 0 {
+            return mappings.add_table(&FORMAT_64, self.cr3 & 0xffff_ffe0, 2, 4, 0);
+        }
+        let format = match self.cr4 & CR4_PSE {
+            0 => FORMAT_32,
+            _ => FORMAT_32_PSE,
+        };
+        mappings.add_table(&format, self.cr3 & 0xffff_f000, 1, 1024, 0)
+    }
+
     /// Translates by two levels of tables with entries of 4 bytes.
     fn walk_32(&self, memory: &GuestMemory, address: u64) -> Option<u64> {
         let entry = |table: u64, index: u64| {
@@ -86,6 +116,42 @@ impl Paging {
         Some(lower & 0xffff_f000 | address & 0xfff)
     }
 }
+
+/// Tables with entries of 8 bytes.
+const FORMAT_64: TableFormat = TableFormat {
+    page_bits: 12,
+    index_bits: 9,
+    entry_bytes: 8,
+    decode: |entry, level| {
+        let offset = (1 << (12 + 9 * level)) - 1;
+        match entry & PRESENT {
+            0 => Entry::Absent,
+            _ if level == 0 || level <= 2 && entry & LARGE != 0 => Entry::Page(entry & ADDRESS & !offset),
+            _ => Entry::Table(entry & ADDRESS),
+        }
+    },
+};
+
+/// Tables with entries of 4 bytes.
+const FORMAT_32: TableFormat = TableFormat {
+    page_bits: 12,
+    index_bits: 10,
+    entry_bytes: 4,
+    decode: |entry, level| match entry & PRESENT {
+        0 => Entry::Absent,
+        _ if level == 0 => Entry::Page(entry & 0xffff_f000),
+        _ => Entry::Table(entry & 0xffff_f000),
+    },
+};
+
+/// The same with pages of 4 MiB.
+const FORMAT_32_PSE: TableFormat = TableFormat {
+    decode: |entry, level| match entry & (PRESENT | LARGE) {
+        0x81 if level == 1 => Entry::Page((entry >> 13 & 0xff) << 32 | entry & 0xffc0_0000),
+        _ => (FORMAT_32.decode)(entry, level),
+    },
+    ..FORMAT_32
+};
 
 /// Translates by `levels` of tables with entries of 8 bytes, the first at `table`.
 fn walk(memory: &GuestMemory, mut table: u64, address: u64, levels: u32) -> Option<u64> {
@@ -116,7 +182,7 @@ mod tests {
     use snapshot::GuestMemory;
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::{CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, Paging};
+    use super::{CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, Mappings, Paging};
     use crate::memory::allocate;
 
     /// Present and writable.
@@ -142,6 +208,81 @@ mod tests {
             cr4: CR4_PAE | cr4,
             efer: EFER_LMA,
         }
+    }
+
+    /// Returns the mappings as first addresses, physical addresses and lengths, each page of them checked against the translation.
+    fn mappings(paging: &Paging, memory: &GuestMemory) -> Vec<(u64, u64, u64)> {
+        let mut mappings = Mappings::new(memory);
+        paging.add_mappings(&mut mappings).unwrap();
+        let ranges = mappings.into_ranges();
+        for range in &ranges {
+            for offset in (0..range.length).step_by(0x1000) {
+                let translated = paging.translate(memory, range.address + offset);
+                assert_eq!(translated, Some(range.physical + offset), "{range:x?}");
+            }
+        }
+        let fields = ranges.iter();
+        fields
+            .map(|range| (range.address, range.physical, range.length))
+            .collect()
+    }
+
+    #[test]
+    fn mappings_are_those_of_translation() {
+        let memory = memory();
+        let high = 0xffff_8000_0000_0000_u64;
+        assert_eq!(mappings(&Paging::default(), &memory), [(0, 0, 0x10_0000)]);
+        set_64(&memory, 0x1000, 0x2000 | TABLE);
+        set_64(&memory, 0x1000 + 256 * 8, 0x2000 | TABLE);
+        set_64(&memory, 0x2000, 0x3000 | TABLE);
+        set_64(&memory, 0x3000, LARGE);
+        set_64(&memory, 0x3000 + 8, 0x4000 | TABLE);
+        set_64(&memory, 0x4000, 0x5000 | TABLE);
+        set_64(&memory, 0x4000 + 8, 0x6000 | TABLE);
+        set_64(&memory, 0x4000 + 16, 0x5000 | TABLE);
+        // The first GiB of the fifth level.
+        let four = [
+            (0, 0, 0x10_0000),
+            (0x20_0000, 0x5000, 0x2000),
+            (0x20_2000, 0x5000, 0x1000),
+        ];
+        let upper = four.map(|(address, physical, length)| (high + address, physical, length));
+        assert_eq!(mappings(&long_mode(0), &memory), [four, upper].concat());
+        set_64(&memory, 0x7000, 0x1000 | TABLE);
+        let five = Paging {
+            cr3: 0x7000,
+            ..long_mode(CR4_LA57)
+        };
+        let upper = upper.map(|(address, physical, length)| (address & !(0xffff << 48), physical, length));
+        assert_eq!(mappings(&five, &memory), [four, upper].concat());
+    }
+
+    #[test]
+    fn mappings_of_32_bit_tables_are_those_of_translation() {
+        let memory = memory();
+        set_64(&memory, 0x8020 + 8, 0x9001);
+        set_64(&memory, 0x9000 + 8, 0xa000 | TABLE);
+        set_64(&memory, 0xa000, 0xb000 | TABLE);
+        let pae = Paging {
+            cr0: CR0_PG,
+            cr3: 0x8020,
+            cr4: CR4_PAE,
+            efer: 0,
+        };
+        assert_eq!(mappings(&pae, &memory), [(0x4020_0000, 0xb000, 0x1000)]);
+        set_32(&memory, 0xc000 + 4, 0x83);
+        set_32(&memory, 0xc000 + 8, 0xd003);
+        set_32(&memory, 0xd000 + 4, 0xe003);
+        let plain = Paging {
+            cr3: 0xc000,
+            cr4: CR4_PSE,
+            ..pae
+        };
+        let expected = [(0x40_0000, 0, 0x10_0000), (0x80_1000, 0xe000, 0x1000)];
+        assert_eq!(mappings(&plain, &memory), expected);
+        // Without pages of 4 MiB, the first entry leads to a table at 0, which is empty.
+        let small = Paging { cr4: 0, ..plain };
+        assert_eq!(mappings(&small, &memory), [(0x80_1000, 0xe000, 0x1000)]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | `core_state` | state for an ELF core |
 //! | `error` | errors of the vCPU state |
 //! | `lapic_timer` | timer of the local APIC |
 //! | `msrs` | model-specific registers |
@@ -13,6 +14,7 @@
 //!
 //! The state of nested virtualisation is not saved: a guest must not be saved while it runs guests of its own.
 
+mod core_state;
 mod error;
 mod lapic_timer;
 pub(super) mod msrs;

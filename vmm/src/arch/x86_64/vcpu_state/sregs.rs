@@ -44,6 +44,11 @@ impl SregsState {
         })
     }
 
+    /// Returns the registers of `KVM_GET_SREGS`.
+    pub fn registers(&self) -> &kvm_sregs {
+        &self.registers
+    }
+
     /// Restores the registers of `vcpu`.
     ///
     /// # Errors

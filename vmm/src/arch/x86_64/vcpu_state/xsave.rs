@@ -68,6 +68,11 @@ impl XsaveState {
         })
     }
 
+    /// Returns the first `count` words, at most those of the FXSAVE area.
+    pub fn legacy_words(&self, count: usize) -> &[u32] {
+        &self.base.region[..count]
+    }
+
     /// Restores the registers of `vcpu`.
     ///
     /// # Errors

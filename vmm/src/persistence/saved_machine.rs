@@ -1,0 +1,164 @@
+//! Registers and memory of a snapshot, for a reader that creates no VM.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use snapshot::GuestMemory;
+use snapshot::file::{self, Architecture, Contents};
+use snapshot::section;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+
+use super::load::read_config;
+use crate::arch::{CoreState, Cpu, Mapping, MappingError, Mappings, Native, Platform};
+use crate::machine::state::{self, read_vcpu};
+use crate::memory;
+use crate::vcpu::NativeVcpuState;
+
+/// Reason why a snapshot cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The state file cannot be read.
+    #[error("cannot read the state file")]
+    State(#[source] file::Error),
+    /// The sections of the state file are invalid.
+    #[error("cannot read the sections of the state file")]
+    Sections(#[source] section::Error),
+    /// A vCPU of the state file is invalid.
+    #[error("cannot read the vCPUs of the state file")]
+    Vcpu(#[source] state::Error),
+    /// The memory file holds only a part of memory.
+    #[error("cannot read memory from a Diff snapshot; merge it into its base by mayfly snapshot-merge")]
+    Diff,
+    /// The snapshot belongs to another architecture.
+    #[error(
+        "cannot read a snapshot of {found} on {}; read it on a host of its architecture",
+        Native::ARCHITECTURE
+    )]
+    Architecture {
+        /// Architecture of the snapshot.
+        found: Architecture,
+    },
+    /// The memory file cannot be opened.
+    #[error("cannot open the memory file {}", path.display())]
+    OpenMemory {
+        /// Path of the file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The memory file cannot be mapped.
+    #[error("cannot use the memory file {}", path.display())]
+    Memory {
+        /// Path of the file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: memory::Error,
+    },
+}
+
+/// Region of guest memory in the memory file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedRegion {
+    /// First guest-physical address.
+    pub physical: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// Offset in the memory file.
+    pub offset: u64,
+}
+
+/// Registers of a vCPU, in the form of Linux's `elf_gregset_t` and `elf_fpregset_t`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavedRegisters {
+    /// General registers.
+    pub general: Vec<u8>,
+    /// Floating-point registers; `None` if the state holds them in another form.
+    pub float: Option<Vec<u8>>,
+}
+
+/// Snapshot that is open for reading.
+pub struct SavedMachine {
+    file: File,
+    memory: GuestMemory,
+    vcpus: Vec<NativeVcpuState>,
+}
+
+impl SavedMachine {
+    /// Machine in the header of an ELF file.
+    pub const ELF_MACHINE: u16 = <<Native as Platform>::Cpu as Cpu>::State::MACHINE;
+
+    /// Virtual address that no guest can use, at which a core shows guest-physical memory.
+    pub const PHYSICAL_WINDOW: u64 = <<Native as Platform>::Cpu as Cpu>::State::PHYSICAL_WINDOW;
+
+    /// Opens the snapshot of a state file and a memory file, which must not change meanwhile. Maps memory without reading it.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub fn open(state: &Path, memory: &Path) -> Result<Self, Error> {
+        let state = file::read(state, None).map_err(Error::State)?;
+        let header = state.header();
+        if header.host.architecture != Native::ARCHITECTURE {
+            let found = header.host.architecture;
+            return Err(Error::Architecture { found });
+        }
+        if header.contents == Contents::Diff {
+            return Err(Error::Diff);
+        }
+        let mut sections = state.reader().map_err(Error::Sections)?;
+        let config = read_config(&mut sections).map_err(Error::Sections)?;
+        let count = u8::try_from(config.vcpus).unwrap_or(u8::MAX);
+        let vcpus: Result<_, _> = (0..count)
+            .map(|id| read_vcpu(id, &mut sections).map(|state| *state))
+            .collect();
+        let vcpus = vcpus.map_err(Error::Vcpu)?;
+        let path = || memory.to_owned();
+        let file = File::open(memory).map_err(|source| Error::OpenMemory { path: path(), source })?;
+        let regions = Native::memory_regions(config.memory, config.layout);
+        let mapped = memory::map_snapshot(&regions, &file);
+        let memory = mapped.map_err(|source| Error::Memory { path: path(), source })?;
+        Ok(Self { file, memory, vcpus })
+    }
+
+    /// Returns the memory file.
+    pub fn memory_file(&self) -> &File {
+        &self.file
+    }
+
+    /// Returns the regions of guest memory, lowest first.
+    pub fn regions(&self) -> Vec<SavedRegion> {
+        let mut offset = 0;
+        let regions = self.memory.iter().map(|region| {
+            let saved = SavedRegion {
+                physical: region.start_addr().raw_value(),
+                length: region.len(),
+                offset,
+            };
+            offset += saved.length;
+            saved
+        });
+        regions.collect()
+    }
+
+    /// Returns the registers of each vCPU.
+    pub fn registers(&self) -> impl Iterator<Item = SavedRegisters> {
+        self.vcpus.iter().map(|vcpu| SavedRegisters {
+            general: vcpu.general_registers(),
+            float: vcpu.float_registers(),
+        })
+    }
+
+    /// Returns the mappings of the page tables of vCPU `id`, in the order of the tables. None if the guest has not started the vCPU.
+    ///
+    /// # Errors
+    /// [`MappingError`]
+    pub fn mappings(&self, id: usize) -> Result<Vec<Mapping>, MappingError> {
+        let mut mappings = Mappings::new(&self.memory);
+        if let Some(vcpu) = self.vcpus.get(id).filter(|vcpu| vcpu.is_started()) {
+            vcpu.add_mappings(&mut mappings)?;
+        }
+        Ok(mappings.into_ranges())
+    }
+}
