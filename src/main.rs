@@ -10,6 +10,7 @@
 //! | `session` | their VM from its start to its end |
 //! | `crash` | report of a crash of the guest |
 //! | `snapshot`, `inspect` | the commands without a VM |
+//! | `vm_client` | snapshots of a running VM by its API |
 //! | `sibling` | the commands of the programs mayfly-standby and mayfly-tools |
 //! | `filters` | isolation of the process: seccomp filters, capabilities |
 //! | `terminal` | the terminal as the guest's serial console |
@@ -40,6 +41,7 @@ mod snapshot;
 mod terminal;
 mod timings;
 mod version;
+mod vm_client;
 
 use std::time::Instant;
 

@@ -5,10 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use api::client::{self, Client};
-use serde_json::{Value, json};
 use vmm::config::{BackendDescription, DeviceConfig};
 use vmm::control::{
     Contents, LoadSnapshotError, MergeError, STATE_VERSION, describe_snapshot, describe_working_set,
@@ -19,9 +16,7 @@ use vmm::memory::Bytes;
 use crate::cli::args::{MEMORY, STATE, SnapshotArgs};
 use crate::logging::print_message;
 use crate::printable::printable;
-
-/// Timeout of a request: the response to a snapshot request arrives after all of the memory is written.
-const TIMEOUT: Duration = Duration::from_secs(600);
+use crate::vm_client::{self, VmClient};
 
 /// Failure of a snapshot command.
 #[derive(Debug, thiserror::Error)]
@@ -35,17 +30,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The API of the VM cannot be reached.
+    /// The VM rejects a request, or its API cannot be reached.
     #[error(transparent)]
-    Client(client::Error),
-    /// The VM rejects a request.
-    #[error("cannot {operation}: {reason}")]
-    Rejected {
-        /// The requested operation.
-        operation: &'static str,
-        /// Reason in the response.
-        reason: String,
-    },
+    Vm(vm_client::Error),
     /// The snapshot cannot be read.
     #[error(transparent)]
     Read(LoadSnapshotError),
@@ -67,27 +54,14 @@ pub enum Error {
 /// # Errors
 /// [`Error`] if the VM rejects a request or cannot be reached. The VM resumes even if no snapshot was created.
 pub fn create(args: &SnapshotArgs) -> Result<(), Error> {
-    let vm = VmClient(Client::new(&args.socket, TIMEOUT));
-    let instance = vm.request("read the instance state", "GET", "/", None)?;
+    let vm = VmClient::new(&args.socket);
+    let is_running = vm.is_running().map_err(Error::Vm)?;
     let directory = create_directory(&args.directory)?;
-    let running = instance["state"] == "Running";
-    let set_state = |state: &str| json!({ "state": state });
-    if running {
-        vm.request("pause the VM", "PATCH", "/vm", Some(set_state("Paused")))?;
-    }
     let kind = if args.diff { "Diff" } else { "Full" };
-    let body = json!({
-        "snapshot_type": kind,
-        "snapshot_path": directory.join(STATE),
-        "mem_file_path": directory.join(MEMORY),
-    });
-    let created = vm.request("create a snapshot", "PUT", "/snapshot/create", Some(body));
-    if running {
-        vm.request("resume the VM", "PATCH", "/vm", Some(set_state("Resumed")))?;
-    }
-    created?;
-    let file = directory.join(MEMORY);
-    let size = fs::metadata(&file).map_or(0, |metadata| metadata.blocks() * 512);
+    let (state, memory) = (directory.join(STATE), directory.join(MEMORY));
+    let created = vm.create_snapshot(is_running, kind, &state, &memory);
+    created.map_err(Error::Vm)?;
+    let size = fs::metadata(&memory).map_or(0, |metadata| metadata.blocks() * 512);
     print_message(&format!(
         "snapshot created in {}, {} on disk",
         directory.display(),
@@ -103,30 +77,6 @@ fn create_directory(path: &Path) -> Result<PathBuf, Error> {
         path: path.to_owned(),
         source,
     })
-}
-
-struct VmClient(Client);
-
-impl VmClient {
-    /// Sends a request for `operation` and returns the body of its response, or null if that is no JSON.
-    fn request(
-        &self,
-        operation: &'static str,
-        method: &str,
-        path: &str,
-        body: Option<Value>,
-    ) -> Result<Value, Error> {
-        let body = body.map(|body| body.to_string());
-        let response = self.0.request(method, path, body.as_deref().map(str::as_bytes));
-        let response = response.map_err(Error::Client)?;
-        let content: Value = serde_json::from_slice(&response.body).unwrap_or_default();
-        if response.is_success() {
-            return Ok(content);
-        }
-        let reason = content["fault_message"].as_str();
-        let reason = reason.map_or_else(|| format!("status {}", response.status), str::to_owned);
-        Err(Error::Rejected { operation, reason })
-    }
 }
 
 /// Returns the version of the snapshot format, in the form of Firecracker's.
