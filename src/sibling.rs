@@ -1,4 +1,4 @@
-//! Commands of other programs, which are installed beside mayfly: `mayfly standby`, `mayfly ctl`, `mayfly doctor`.
+//! Commands of other programs, which are installed beside mayfly: `mayfly standby`, `mayfly core`, `mayfly ctl`, `mayfly doctor`.
 
 use std::ffi::OsString;
 use std::io;

@@ -49,6 +49,8 @@ fn help_succeeds_and_fits_the_terminal() {
         (&["help", "snapshot"], "mayfly snapshot-merge DIR DIFF"),
         (&["help", "firecracker"], "153   usage error"),
         (&["help", "ctl"], "text format of Prometheus"),
+        (&["help", "core"], "gdb IMAGE FILE"),
+        (&["core", "--help"], "gdb IMAGE FILE"),
         (&["help", "doctor"], "mayfly cannot run a guest"),
         (&["doctor", "--help"], "Landlock"),
         (&["help", "version"], "snapshot_format"),

@@ -56,6 +56,7 @@ pub fn topics() -> Vec<Topic> {
         of("mayfly-demo", &["demo"], mayfly::Topic::Demo),
         of("mayfly-version", &["version"], mayfly::Topic::Version),
         of("mayfly-firecracker", &["firecracker"], mayfly::Topic::Firecracker),
+        topic("mayfly-core", &["core"], tools::CORE),
         topic("mayfly-ctl", &["ctl"], tools::CTL),
         topic("mayfly-doctor", &["doctor"], tools::DOCTOR),
         topic("mayfly-standby", &["standby"], standby::TEXT),

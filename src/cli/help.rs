@@ -106,6 +106,8 @@ Read files; no KVM required:
   snapshot-info DIR     describe a snapshot
   snapshot-merge DIR DIFF ...
                         merge diff snapshots into the snapshot in DIR
+  core DIR|--api-sock SOCKET FILE
+                        make an ELF core of a snapshot or of a running VM, for gdb
 
 Check the installation:
   doctor [--json]       show what mayfly needs of this host, what is missing, and the remedy

@@ -4,8 +4,37 @@
 pub const TOOLS: &str = "\
 mayfly-tools - the commands of mayfly that start no VM
 
-usage: mayfly ctl [--api-sock PATH] [--json] [--timeout SECONDS] COMMAND
+usage: mayfly core DIR|--api-sock SOCKET FILE
+       mayfly ctl [--api-sock PATH] [--json] [--timeout SECONDS] COMMAND
        mayfly doctor [--json]
+";
+
+/// `mayfly core`
+pub const CORE: &str = "\
+mayfly core - make an ELF core of a VM, for gdb
+
+usage: mayfly core DIR FILE
+       mayfly core --api-sock SOCKET FILE
+
+Creates FILE, which must not exist. It has the registers of each vCPU as a thread, and guest memory: at its virtual
+addresses by the page tables of the guest, and all of it at its physical addresses plus 0x8000000000000000 (x86_64) or
+0x10000000000000 (aarch64). FILE is as long as guest memory, with holes for pages of zeros. gdb IMAGE FILE shows the
+backtrace of each thread.
+
+source:
+      DIR               the snapshot in this directory, such as that of --core-on-crash. It must be a full one, and of
+                        the architecture of this host
+      --api-sock SOCKET the VM with this API socket, which is paused meanwhile. Its mayfly writes a snapshot beside
+                        FILE, which is removed at the end
+
+exit status:
+  0     success
+  1     the core cannot be made; the message states the cause
+  2     usage error
+
+Try:   mayfly run unikernel.elf --core-on-crash /var/crashes
+       mayfly core /var/crashes unikernel.core
+       gdb -ex backtrace unikernel.elf unikernel.core
 ";
 
 /// `mayfly doctor`

@@ -1,7 +1,8 @@
-//! mayfly-tools: the commands of mayfly that start no VM, executed by `mayfly ctl` and `mayfly doctor`.
+//! mayfly-tools: the commands of mayfly that start no VM, executed by `mayfly core`, `mayfly ctl` and `mayfly doctor`.
 //!
 //! | module | contents |
 //! |---|---|
+//! | `core_dump` | ELF cores of VMs |
 //! | `ctl` | requests to the API of a running mayfly |
 //! | `doctor` | needs of mayfly that this host meets or lacks |
 //! | `help` | help texts |
@@ -10,6 +11,7 @@
 #[cfg(not(test))]
 #[path = "../allocator.rs"]
 mod allocator;
+mod core_dump;
 mod ctl;
 mod doctor;
 mod help;
@@ -26,6 +28,8 @@ mod printable;
 #[allow(dead_code, reason = "mayfly uses the rest")]
 mod process;
 mod sys;
+#[path = "../vm_client.rs"]
+mod vm_client;
 
 use std::ffi::OsString;
 use std::io;
@@ -69,6 +73,15 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<u8, Failure>
         Err(error) => return Err(usage(format!("{error}; run mayfly --help"))),
     };
     match word.as_str() {
+        "core" => match core_dump::parse(&mut parser).map_err(|error| usage(error.to_string()))? {
+            None => print(help::CORE),
+            Some(args) => core_dump::create(&args)
+                .map(|()| process::SUCCESS)
+                .map_err(|error| Failure {
+                    message: output::chain(&error),
+                    status: process::FAILURE,
+                }),
+        },
         "ctl" => match ctl::args::parse(&mut parser).map_err(|error| usage(error.to_string()))? {
             None => print(help::CTL),
             Some(ctl) => output::print_result(ctl::run(&ctl, &mut io::stdin())).map_err(|message| Failure {
@@ -125,6 +138,10 @@ mod tests {
         for (line, text) in [
             ("", "missing command; run mayfly --help"),
             ("fix", "\"fix\" is not a command; run mayfly --help"),
+            (
+                "core --api-sock /s x y",
+                "both DIR and --api-sock are given: usage: mayfly core DIR|--api-sock SOCKET FILE; run mayfly core --help",
+            ),
             ("--fast", "invalid option '--fast'; run mayfly --help"),
             (
                 "doctor --fast",

@@ -40,6 +40,7 @@ if [ "$part" = all ]; then
     require 'command -v nft' nftables
     require 'command -v passt' passt
     require 'command -v strace' strace
+    require 'command -v gdb' gdb
     require 'command -v python3' python3
     require 'python3 -c "import ensurepip"' python3-venv
     require 'command -v lintian' lintian

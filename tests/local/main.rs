@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`programs`] | scenarios, shared with the emulated host |
 //! | [`command`] | output and exit status of mayfly |
+//! | [`core_dump`] | ELF cores |
 //! | [`crash`] | reports and snapshots of crashes |
 //! | [`console`] | stalled readers, signals, terminals |
 //! | [`kvm_call_order`] | order of the KVM calls at boot and at restore |
@@ -43,6 +44,7 @@ mod attach;
 mod calls;
 mod command;
 mod console;
+mod core_dump;
 mod crash;
 mod docs;
 // Registers of the processor.

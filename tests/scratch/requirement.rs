@@ -37,6 +37,8 @@ pub enum Requirement {
     Passt,
     /// The program `strace`.
     Strace,
+    /// The program `gdb`.
+    Gdb,
     /// `/dev/fuse`, and a user that may mount its file systems.
     Fuse,
     /// A temporary directory whose files are not only in memory: there, a flush has nothing to write.
@@ -70,6 +72,7 @@ impl Requirement {
             ),
             Self::Passt => ("passt", "install passt (package passt)"),
             Self::Strace => ("strace", "install strace (package strace)"),
+            Self::Gdb => ("gdb", "install gdb (package gdb)"),
             Self::Fuse => (
                 "FUSE",
                 "load the module fuse, and run the tests as root with /dev/fuse",
@@ -98,6 +101,7 @@ impl Requirement {
             }
             Self::Passt => run(Command::new("passt").arg("--version")).map(drop),
             Self::Strace => run(Command::new("strace").arg("--version")).map(drop),
+            Self::Gdb => run(Command::new("gdb").arg("--version")).map(drop),
             Self::Fuse => {
                 unshare(libc::CLONE_NEWNS)?;
                 open_device(Path::new("/dev/fuse")).map(drop)

@@ -36,7 +36,7 @@ pub use snapshot::{MEMORY, RestoreArgs, STATE, SnapshotArgs};
 fn sibling(arguments: &[OsString]) -> Option<Command> {
     let (name, first) = match arguments.first()?.to_str()? {
         "standby" => (sibling::STANDBY, 1),
-        "ctl" | "doctor" => (sibling::TOOLS, 0),
+        "core" | "ctl" | "doctor" => (sibling::TOOLS, 0),
         _ => return None,
     };
     Some(Command::Sibling(name, arguments[first..].to_vec()))

@@ -46,6 +46,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "network::forwarded_ports_reach_guest",
         "the host has no package passt",
     ),
+    ("core_dump::gdb_", "the host has no package gdb"),
     ("network::passt_ends_with_vm", "the host has no package passt"),
     ("api::lifecycle::paused_guest_prints_nothing", LOAD),
     ("api::malformed::", LOAD),
@@ -88,6 +89,8 @@ macro_rules! groups {
 groups! {
     access => "access";
     attach => "attach";
+    core_dump => "core_dump";
+    crash => "crash";
     isolation => "isolation";
     kvm_call_order => "kvm_call_order";
     network => "network";

@@ -202,6 +202,37 @@ fn snapshot_moves_between_jails() {
     });
 }
 
+/// The jail is the directory of the snapshot, which its user may write.
+#[test]
+fn jailed_crash_leaves_snapshot() {
+    in_own_mounts(|base| {
+        let jails = Jails::in_base(base);
+        let kernel = jails.guest("crash.elf");
+        let flags = ["--api-sock", "/run/firecracker.socket", "--core-on-crash", "/"];
+        let mut command = jails.command(&["--id", "crash"], &flags);
+        let process = ApiProcess::spawn(Directory::new(), &mut command);
+        let root = jails.root("crash");
+        let mut client = connect(&root.join("run/firecracker.socket"));
+        link_into(&root, &kernel, "kernel");
+        let boot = r#"{"kernel_image_path":"kernel","boot_args":"mmio=1"}"#;
+        send_as_go(&mut client, "PUT", "/boot-source", boot, NO_CONTENT);
+        send_as_go(&mut client, "PUT", "/actions", START, NO_CONTENT);
+        let (_, stderr) = process.expect_exit(1);
+        assert!(
+            stderr.starts_with("mayfly: snapshot of the crash created in /; run "),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains("#0 0x") && stderr.contains(" third+0x"),
+            "{stderr}"
+        );
+        let core = Directory::new();
+        let made = [root.to_str().unwrap(), &core.text("core")];
+        let output = scratch::run(Command::new(program()).arg("core").args(made));
+        assert!(output.status.success(), "{output:?}");
+    });
+}
+
 /// kata in Go, jailed: a daemon with a configuration file that is in the jail before.
 #[test]
 fn kata_starts_jailed_daemon() {
