@@ -3,10 +3,12 @@
 
 use scratch::Temporary;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, mayfly_command};
 
 /// Exit status of mayfly after a triple fault.
 const TRIPLE_FAULT: i32 = 120;
+/// Exit status of mayfly after an error of KVM.
+const FAULT: i32 = 121;
 
 scenarios! {
     hello => expect_exit("hello.elf", "hello from mayfly", 0);
@@ -63,6 +65,7 @@ scenarios! {
     exit_by_reset_vector => expect_exit("end-vector.elf", "", 0);
     exit_with_code => expect_exit("end-code.elf -- code=7", "", 7);
     exit_by_triple_fault => expect_exit("end-triple.elf", "", TRIPLE_FAULT);
+    crash_report_names_functions => expect_crash_report();
     sigterm_while_halted => expect_running("end-hlt.elf", "halting");
     sigterm_while_looping => expect_running("loop.elf", "looping");
     flood_output_is_complete => expect_flood("flood.elf", 64);
@@ -81,6 +84,21 @@ pub fn expect_exit(arguments: &str, text: &str, code: i32) {
     guest.expect(text);
     let printed = guest.expect_exit(code);
     assert!(!printed.contains("FAIL"), "{arguments} printed:\n{printed}");
+}
+
+/// Expects a report of a crash three functions deep.
+fn expect_crash_report() {
+    let guest = crate::file("/guests/crash.elf");
+    let output = scratch::run(mayfly_command().args(["run", &guest, "--", "mmio=1"]));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(FAULT), "{text}");
+    let mut lines = text
+        .lines()
+        .skip_while(|line| *line != "mayfly: backtrace of vCPU 0 by frame pointers");
+    for function in [" by ", " third+0x", " second+0x", " first+0x", " guest+0x"] {
+        let line = lines.next().unwrap_or_default();
+        assert!(line.contains(function), "{text}");
+    }
 }
 
 /// Expects `texts` in their order and exit with 0.
