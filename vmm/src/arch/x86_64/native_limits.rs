@@ -5,7 +5,7 @@
 //! are narrower than those of KVM: a state beyond them is compared with the answer of KVM ([`limits`](super::limits)).
 //!
 //! A feature is within the limits if the processor has it and Linux 5.10 gives it to each guest then, or if KVM provides it without the
-//! processor. A feature that this kernel disables by a parameter is not detected. An untrusted state always requires the query, and so does
+//! processor. Some features of later kernels are, too, if KVM is that of Linux 6.8 or later. A feature that this kernel disables by a parameter is not detected. An untrusted state always requires the query, and so does
 //! the state of a guest that has requested features ([`feature_groups`](super::feature_groups)).
 
 use std::arch::x86_64::__cpuid_count;
@@ -25,7 +25,7 @@ pub type ReadCpuid = fn(u32, u32) -> Registers;
 /// Leaves with features: those that a guest has if the processor has them, and those that KVM provides itself.
 /// arch/x86/kvm/cpuid.c, `kvm_set_cpu_caps` and `__do_cpuid_func`.
 #[rustfmt::skip]
-const FEATURES: [(Leaf, Registers, Registers); 12] = [
+const FEATURES: [(Leaf, Registers, Registers); 13] = [
     // KVM provides x2APIC, the TSC deadline and the hypervisor bit.
     ((0x1, None), [0, 0, 0x76da_3203, 0x0f8b_fbff], [0, 0, 0x8120_0000, 0]),
     // ARAT.
@@ -33,6 +33,8 @@ const FEATURES: [(Leaf, Registers, Registers); 12] = [
     // TSC_ADJUST, ARCH_CAPABILITIES.
     ((0x7, Some(0)), [0, 0xf1bf_07a9, 0x1a40_5f4e, 0x8c00_451c], [0, 2, 0, 0x2000_0000]),
     ((0x7, Some(1)), [0x20, 0, 0, 0], [0; 4]),
+    // Bits of SPEC_CTRL, which an earlier KVM may answer by #GP: if KVM is recent.
+    ((0x7, Some(2)), [0, 0, 0, SPEC_CTRL_BITS], [0; 4]),
     ((0xd, Some(0)), [0x2e7, 0, 0, 0], [0; 4]),
     ((0xd, Some(1)), [0xf, 0, 0, 0], [0; 4]),
     ((0x4000_0001, None), [0; 4], [0x0100_fefb, 0, 0, 0]),
@@ -43,7 +45,7 @@ const FEATURES: [(Leaf, Registers, Registers); 12] = [
     // Hints.
     ((0x8000_001a, None), [0; 4], [7, 0, 0, 0]),
     // Instructions that serialize, vulnerabilities that the processor lacks, and IBPB_BRTYPE, which Linux sets itself before Zen 3. If the
-    // processor has them: VERW_CLEAR, and SBPB if KVM has it, too.
+    // processor has them: VERW_CLEAR, and SBPB if KVM is recent.
     ((0x8000_0021, None), [SBPB | 0x20, 0, 0, 0], [0x1000_0245, 0, 6, 0]),
 ];
 
@@ -71,6 +73,8 @@ const PLAIN: [u32; 16] = [
 
 /// Bit in EAX of leaf 0x8000_0021: the guest may write SBPB to PRED_CMD, which KVM without it answers by #GP.
 const SBPB: u32 = 1 << 27;
+/// Bits in EDX of leaf 7 index 2: PSFD, IPRED_CTRL, RRSBA_CTRL, DDPD_U, BHI_CTRL and MCDT_NO.
+const SPEC_CTRL_BITS: u32 = 0x3f;
 const LEAF7_ECX_PKU: u32 = 1 << 3;
 const LEAF7_ECX_OSPKE: u32 = 1 << 4;
 
@@ -85,6 +89,7 @@ pub fn prefetch() {
     for (function, index) in [
         (0x1, 0),
         (0x7, 0),
+        (0x7, 2),
         (0xd, 0),
         (0xd, 1),
         (0x8000_0001, 0),
@@ -110,8 +115,8 @@ pub fn read_cpuid(function: u32, index: u32) -> Registers {
     }
 }
 
-/// Returns true if KVM has SBPB. KVM got it in Linux 6.6 and in updates of earlier versions; the capability is of Linux 6.8.
-pub fn kvm_has_sbpb(kvm: &Kvm) -> bool {
+/// Returns true if KVM has the features that Linux 5.10 lacks and this module permits: the capability is of Linux 6.8, which has them all.
+pub fn is_recent(kvm: &Kvm) -> bool {
     kvm.check_extension_raw(KVM_CAP_USER_MEMORY2.into()) > 0
 }
 
@@ -119,9 +124,9 @@ pub fn kvm_has_sbpb(kvm: &Kvm) -> bool {
 pub fn native_limits(
     saved: &[kvm_cpuid_entry2],
     read: ReadCpuid,
-    has_sbpb: &dyn Fn() -> bool,
+    is_recent: &dyn Fn() -> bool,
 ) -> Vec<kvm_cpuid_entry2> {
-    let limit = |entry| limit(entry, read, has_sbpb).unwrap_or(PLACEHOLDER);
+    let limit = |entry| limit(entry, read, is_recent).unwrap_or(PLACEHOLDER);
     saved.iter().map(limit).collect()
 }
 
@@ -137,7 +142,11 @@ const PLACEHOLDER: kvm_cpuid_entry2 = kvm_cpuid_entry2 {
     padding: [0; 3],
 };
 
-fn limit(entry: &kvm_cpuid_entry2, read: ReadCpuid, has_sbpb: &dyn Fn() -> bool) -> Option<kvm_cpuid_entry2> {
+fn limit(
+    entry: &kvm_cpuid_entry2,
+    read: ReadCpuid,
+    is_recent: &dyn Fn() -> bool,
+) -> Option<kvm_cpuid_entry2> {
     let is_indexed = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
     let leaf = (entry.function, is_indexed.then_some(entry.index));
     let Some((_, native, provided)) = FEATURES.iter().find(|(known, ..)| *known == leaf) else {
@@ -156,7 +165,7 @@ fn limit(entry: &kvm_cpuid_entry2, read: ReadCpuid, has_sbpb: &dyn Fn() -> bool)
         saved[register] & (checked[register] & !provided[register] | numbers[register]) == 0
     };
     if !(0..4).all(is_within) {
-        let found = native_features(leaf, read, has_sbpb);
+        let found = native_features(leaf, read, is_recent);
         for register in 0..4 {
             limits[register] |= found[register] & native[register] | found[register] & numbers[register];
         }
@@ -172,7 +181,7 @@ fn limit(entry: &kvm_cpuid_entry2, read: ReadCpuid, has_sbpb: &dyn Fn() -> bool)
 }
 
 /// Reads a leaf, and adjusts it to the rules of KVM.
-fn native_features((function, index): Leaf, read: ReadCpuid, has_sbpb: &dyn Fn() -> bool) -> Registers {
+fn native_features((function, index): Leaf, read: ReadCpuid, is_recent: &dyn Fn() -> bool) -> Registers {
     let mut found = read(function, index.unwrap_or(0));
     match function {
         0x7 if index == Some(0) => {
@@ -193,7 +202,8 @@ fn native_features((function, index): Leaf, read: ReadCpuid, has_sbpb: &dyn Fn()
                 found[1] |= translate(read(7, 0)[3], SPECULATION);
             }
         }
-        0x8000_0021 if found[0] & SBPB != 0 && !has_sbpb() => found[0] &= !SBPB,
+        0x7 if index == Some(2) && found[3] != 0 && !is_recent() => found[3] = 0,
+        0x8000_0021 if found[0] & SBPB != 0 && !is_recent() => found[0] &= !SBPB,
         _ => {}
     }
     found
@@ -219,7 +229,7 @@ mod tests {
     use super::super::feature_groups::tests::all_features;
     use super::super::limits::tests::entry;
     use super::super::limits::{Registers, find_excess};
-    use super::native_limits;
+    use super::{SBPB, SPEC_CTRL_BITS, native_limits};
 
     /// A processor of Intel: everything is set except bit 4 of ECX in leaf 7, OSPKE.
     fn all(function: u32, index: u32) -> Registers {
@@ -277,10 +287,14 @@ mod tests {
     }
 
     #[test]
-    fn sbpb_exceeds_limits_of_earlier_kvm() {
-        let saved = [entry(0x8000_0021, None, [0x0800_0020, 0, 0, 0])];
+    fn features_of_later_kernels_exceed_limits_of_earlier_kvm() {
+        let saved = [
+            entry(0x8000_0021, None, [SBPB | 0x20, 0, 0, 0]),
+            entry(0x7, Some(2), [0, 0, 0, SPEC_CTRL_BITS]),
+        ];
+        assert!(names(&saved, all).is_empty());
         let limits = native_limits(&saved, all, &|| false);
-        assert_eq!(limits[0].eax & 0x0800_0020, 0x20);
+        assert_eq!((limits[0].eax & (SBPB | 0x20), limits[1].edx), (0x20, 0));
     }
 
     #[test]

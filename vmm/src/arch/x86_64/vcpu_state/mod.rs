@@ -38,7 +38,7 @@ use snapshot::persist::Error;
 use super::cpuid::{self, Profile};
 use super::feature_groups;
 use super::limits::{self, Excess};
-use super::native_limits::{kvm_has_sbpb, native_limits, read_cpuid};
+use super::native_limits::{is_recent, native_limits, read_cpuid};
 use crate::arch::{CpuCheck, CpuRestore};
 use crate::config::CpuidGroups;
 use error::{COMPONENT, invalid, kernel_error, unsupported};
@@ -223,7 +223,7 @@ impl VcpuState {
         check: CpuCheck,
     ) -> Result<(Vec<String>, CpuidGroups), Error> {
         if check == CpuCheck::Quick {
-            let limits = native_limits(&self.cpuid, read_cpuid, &|| kvm_has_sbpb(kvm));
+            let limits = native_limits(&self.cpuid, read_cpuid, &|| is_recent(kvm));
             let (names, groups) = self.set_cpuid(vcpu, &limits)?;
             if names.is_empty() {
                 return Ok((names, groups));
