@@ -11,10 +11,14 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 800;
 
 /// Crates with their allowed dependencies: ours, and those of [`RESTRICTED`].
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     (".", &["api", "devices", "vmm", "serde_json"]),
     ("api", &["vmm", "serde_json"]),
-    ("vmm", &["devices", "snapshot", "kvm-bindings", "kvm-ioctls"]),
+    (
+        "vmm",
+        &["devices", "gdb", "snapshot", "kvm-bindings", "kvm-ioctls"],
+    ),
+    ("vmm/gdb", &["gdbstub", "gdbstub_arch"]),
     ("devices", &["snapshot", "virtio-queue", "vm-superio"]),
     ("snapshot", &[]),
     ("jailer", &[]),
@@ -29,9 +33,12 @@ const ARROWS: [(&str, &[&str]); 10] = [
 ];
 
 /// Dependencies that only some crates may have.
-const RESTRICTED: [&str; 11] = [
+const RESTRICTED: [&str; 14] = [
     "api",
     "devices",
+    "gdb",
+    "gdbstub",
+    "gdbstub_arch",
     "jailer",
     "scratch",
     "snapshot",
@@ -61,9 +68,10 @@ const VMM_LAYERS: [&[&str]; 13] = [
 ];
 
 /// Crates whose files must not import each other in a cycle.
-const CRATES: [&str; 7] = [
+const CRATES: [&str; 8] = [
     "src",
     "vmm/src",
+    "vmm/gdb/src",
     "devices/src",
     "snapshot/src",
     "api/src",
