@@ -438,7 +438,8 @@ fn print_backtrace(at: Option<&Location>) {
 /// Returns the exit status for `end`, and prints a message unless the guest or the user caused it.
 pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
     match end {
-        ExitReason::User | ExitReason::Guest(StopReason::Power(PowerEvent::Off | PowerEvent::Reset)) => {
+        ExitReason::User
+        | ExitReason::Guest(StopReason::Killed | StopReason::Power(PowerEvent::Off | PowerEvent::Reset)) => {
             process::SUCCESS
         }
         ExitReason::Guest(StopReason::Power(PowerEvent::Exit(code))) => guest_status(*code),

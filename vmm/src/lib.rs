@@ -75,6 +75,7 @@ pub mod cancellation;
 pub mod channel;
 pub mod config;
 pub mod control;
+pub mod debugger;
 pub mod emergency;
 mod error_chain;
 pub mod event_loop;

@@ -22,6 +22,7 @@
 //! | clones | `identity_address`, `notify_identity` | none is right, but the clones of a guest then draw the same random numbers |
 //! | requests | `request_shutdown` | false without a device for it |
 //! | cores | [`CoreState`] | registers and page tables of a saved vCPU, for an ELF core |
+//! | debugger | [`DebugCpu`] | registers in gdb's order, page tables, debug registers |
 //! | reports | `status`, `instruction`, `return_addresses`, `unclaimed_io`, `input_metrics`, `has_hardware_virtualization`, `emulation_hint` | zeros for what the architecture lacks |
 //!
 //! Other places name each architecture: [`Architecture`] with its number in the header of state files (`snapshot`), [`AddressLayout`] and
@@ -57,6 +58,7 @@ use crate::kvm::{self, Kick, RunPage};
 /// |---|---|
 /// | `clock` | counters of the timers in a snapshot |
 /// | `core_state` | state of vCPUs for an ELF core |
+/// | `debug` | registers, breakpoints and probe of a debugger |
 /// | `device_tree` | the device tree |
 /// | `gic` | interrupt controller |
 /// | `gic_state` | its state in a snapshot |
@@ -73,6 +75,8 @@ pub mod aarch64 {
     #[cfg(target_arch = "aarch64")]
     pub mod clock;
     pub mod core_state;
+    #[cfg(target_arch = "aarch64")]
+    pub mod debug;
     pub mod device_tree;
     #[cfg(target_arch = "aarch64")]
     pub mod gic;
@@ -95,12 +99,17 @@ pub mod x86_64;
 
 mod address_space;
 mod core_state;
+mod debug;
 mod exit;
 mod frames;
 mod mappings;
 
 pub use address_space::AddressSpace;
 pub use core_state::CoreState;
+pub use debug::{
+    DebugAbilities, DebugControl, DebugCpu, DebugExit, HardwarePoint, PointLimits, TRANSLATION_UNIT,
+    register_range, target_description,
+};
 pub use exit::{ExitKind, IoAccess, NativeExit};
 pub use mappings::{Error as MappingError, Mapping, Mappings};
 
@@ -243,7 +252,7 @@ fn create_vcpu(vm: &VmFd, id: u8) -> Result<VcpuFd, Error> {
 /// Machine without its vCPUs: memory layout, interrupt controllers, clocks.
 pub trait Platform: Send + Sync + Sized + 'static {
     /// Type of the vCPUs.
-    type Cpu: Cpu;
+    type Cpu: Cpu + DebugCpu;
 
     /// KVM capabilities that the platform requires.
     const CAPABILITIES: &'static [Cap];

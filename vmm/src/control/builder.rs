@@ -116,13 +116,15 @@ impl VmBuilder {
         Ok(())
     }
 
-    /// Builds the machine and runs its guest, with the VM of `preparation` if it fits. After an error it can be called again.
+    /// Builds the machine and runs its guest, with the VM of `preparation` if it fits. If `is_held`, a debugger releases the vCPUs before
+    /// their first instruction. After an error it can be called again.
     pub fn start(
         &mut self,
         host: &HostMemory,
         preparation: &mut Option<Preparation>,
         open_console: &mut OpenConsole,
         timeline: &Arc<Timeline>,
+        is_held: bool,
     ) -> Result<Vm, Error> {
         let Some((image, _)) = &self.boot else {
             return Err(Error::NoKernel);
@@ -142,6 +144,9 @@ impl VmBuilder {
         } = self.serial.open_console(open_console)?;
         let machine = Machine::build(spec, prepared, devices, output, timeline.clone());
         let machine = machine.map_err(Error::Machine)?;
+        if is_held {
+            machine.hold_at_start();
+        }
         let Some((image, initrd)) = &self.boot else {
             return Err(Error::NoKernel);
         };

@@ -11,6 +11,7 @@
 
 mod builder;
 mod crash;
+mod debug;
 mod error;
 mod idle;
 mod metrics;
@@ -41,12 +42,14 @@ use crate::cancellation::{BeginError, Cancellation};
 use crate::config::{
     Bucket, CpuFeatures, DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, VmConfig,
 };
+use crate::debugger::Debugger;
 use crate::machine::{self, PreparedVm};
 use crate::memory::ResidencyCounter;
 use crate::vm::Vm;
 
 pub use crate::ErrorChain;
 pub use crate::arch::{AddressSpace, InputMetrics};
+pub use crate::debugger::{AttachError, DebugAbilities, DebugSettings};
 pub use crate::machine::{DeviceCounters, DeviceError, PassedFiles, UpdateError};
 pub use crate::memory::dump::DumpStats;
 pub use crate::persistence::{
@@ -148,6 +151,9 @@ pub struct Control {
     /// Directory for the snapshot of a crash.
     crash_directory: Option<PathBuf>,
     crash_snapshot: Option<Result<PathBuf, String>>,
+    /// Settings of a debugger before the start.
+    debug_settings: Option<Box<DebugSettings>>,
+    debugger: Option<Debugger>,
     /// The load of a snapshot has failed.
     failed: bool,
     residency: ResidencyCounter,
@@ -175,6 +181,8 @@ impl Control {
             preparation: None,
             crash_directory: None,
             crash_snapshot: None,
+            debug_settings: None,
+            debugger: None,
             failed: false,
             residency: ResidencyCounter::default(),
             status_history: StatusHistory::default(),
@@ -325,13 +333,21 @@ impl Control {
     /// # Errors
     /// [`Error`]
     pub fn start(&mut self) -> Result<(), Error> {
+        let is_held = self.waits_for_debugger();
         let Instance::NotStarted(builder) = &mut self.instance else {
             return Err(Error::AfterStart);
         };
         let prepared = &mut self.preparation;
-        let started = builder.start(&self.host, prepared, &mut self.open_console, &self.timeline);
+        let started = builder.start(
+            &self.host,
+            prepared,
+            &mut self.open_console,
+            &self.timeline,
+            is_held,
+        );
         // Cleared, so that a client that repeats a failing start cannot grow the timeline.
         let vm = started.inspect_err(|_| self.timeline.clear())?;
+        self.start_debugger(vm.core()).map_err(Error::Thread)?;
         self.instance = Instance::Started(Box::new(vm));
         Ok(())
     }
@@ -408,6 +424,11 @@ impl Control {
         let restricted = vm.machine().restrict();
         self.failed |= restricted.is_err();
         restricted.map_err(LoadSnapshotError::Machine)?;
+        if self.waits_for_debugger() {
+            vm.machine().hold_at_start();
+        }
+        self.start_debugger(vm.core())
+            .map_err(LoadSnapshotError::Thread)?;
         let resumed = if resume {
             vm.resume()
         } else {

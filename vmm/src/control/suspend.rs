@@ -16,6 +16,9 @@ use crate::error_chain::ErrorChain;
 use crate::machine::{self, Machine};
 use crate::persistence::SuspendDirectory;
 
+/// Interval of the search for a debugger that has detached.
+const DEBUGGER_INTERVAL: Duration = Duration::from_secs(1);
+
 impl Control {
     /// Sets the directory of the generations, and opens it.
     ///
@@ -242,6 +245,12 @@ impl Control {
             self.stop_idle_search();
             self.scale_to_zero.update_state(false, now);
             return None;
+        }
+        if self.has_debugger() {
+            // A guest that its debugger has stopped is not idle.
+            self.stop_idle_search();
+            self.scale_to_zero.update_state(false, now);
+            return Some(DEBUGGER_INTERVAL);
         }
         let is_idle = self.update_detector(now)?;
         let next = self.scale_to_zero.detector.as_ref()?.next_sample(now);

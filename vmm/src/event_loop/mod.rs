@@ -19,7 +19,7 @@ mod tests;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use devices::lock;
+use devices::{PowerEvent, lock};
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
@@ -68,6 +68,8 @@ const OWNER: u32 = 9;
 const IDLE: u32 = 10;
 /// Backends of interfaces while the VM suspends.
 const WAKE: u32 = 11;
+/// Requests of the debugger.
+const DEBUGGER: u32 = 12;
 /// Token of the first event source of the machine; the others follow in order.
 const FIRST_SOURCE: u32 = 16;
 
@@ -94,6 +96,7 @@ pub fn run<'a>(
         console: None,
         watching: false,
         watches_operations: false,
+        watches_debugger: false,
         idle_timer: None,
         wake_descriptors: Vec::new(),
         exit: None,
@@ -111,6 +114,7 @@ pub fn run<'a>(
     {
         event_loop.control.save_crash();
     }
+    event_loop.control.end_debugger(debugger_status(&reason));
     // Otherwise the last output of the guest, such as a panic message, would be lost. A signal or the user ends the wait.
     if matches!(reason, ExitReason::Guest(_) | ExitReason::Suspended) {
         event_loop.machine().map(Machine::stop);
@@ -125,6 +129,25 @@ pub fn run<'a>(
         };
     }
     Ok(reason)
+}
+
+/// Returns the reason for the end of a VM whose vCPU has stopped.
+fn exit_reason(reason: StopReason) -> ExitReason {
+    match reason {
+        StopReason::Killed => ExitReason::User,
+        reason => ExitReason::Guest(reason),
+    }
+}
+
+/// Returns the exit status that gdb shows.
+fn debugger_status(reason: &ExitReason) -> u8 {
+    match reason {
+        ExitReason::Guest(StopReason::Power(PowerEvent::Exit(code))) => {
+            u8::try_from(*code).unwrap_or(u8::MAX)
+        }
+        ExitReason::Guest(StopReason::CpuShutdown { .. } | StopReason::Fault(_)) => 1,
+        _ => 0,
+    }
 }
 
 /// Processes events until the VM ends. Returns the reason.
@@ -244,6 +267,8 @@ struct EventLoop<'a> {
     watching: bool,
     /// The ends of operations are watched.
     watches_operations: bool,
+    /// The requests of the debugger are watched.
+    watches_debugger: bool,
     /// Timer of the search for an idle guest. `None` before the first one.
     idle_timer: Option<TimerFd>,
     /// Watched backends while the VM suspends.
@@ -271,7 +296,7 @@ impl MutEventSubscriber for EventLoop<'_> {
                     let _ = machine.stop_event().read();
                     machine.take_stop_reason()
                 });
-                self.set_exit(reason.map(|reason| Ok(ExitReason::Guest(reason))));
+                self.set_exit(reason.map(|reason| Ok(exit_reason(reason))));
             }
             SIGNAL => self.handle_signal(),
             OWNER => self.set_exit(Some(Ok(ExitReason::Disconnected))),
@@ -290,6 +315,10 @@ impl MutEventSubscriber for EventLoop<'_> {
                 {
                     service.finish_operation(self.control, result);
                 }
+                self.handle_changes(ops);
+            }
+            DEBUGGER => {
+                self.control.handle_debugger();
                 self.handle_changes(ops);
             }
             // Sets the timer again, which takes back its event.
@@ -384,6 +413,11 @@ impl EventLoop<'_> {
 
     /// Watches the descriptors that the state of the VM requires, after a possible change.
     fn update_watches(&mut self, ops: &mut EventOps<'_>) {
+        if let Some(requests) = self.control.debugger_event().map(AsRawFd::as_raw_fd)
+            && !std::mem::replace(&mut self.watches_debugger, true)
+        {
+            self.watch(ops, requests, DEBUGGER, EventSet::IN);
+        }
         let Some(vm) = self.control.vm_mut() else { return };
         let running = !vm.is_paused();
         let is_new = self.console.is_none();

@@ -9,7 +9,9 @@ mod activity;
 mod attachable;
 mod attachments;
 mod bounded;
+mod breakpoints;
 mod claim;
+mod debug;
 mod io_thread;
 mod parts;
 mod passed_files;
@@ -51,6 +53,7 @@ pub use attachable::{Error as DeviceError, UpdateError};
 use attachments::AttachTarget;
 pub(crate) use attachments::AttachedDevice;
 pub use attachments::{OpenDevice, open as open_device, open_all_unlocked as open_unlocked_devices};
+use breakpoints::MemoryBreakpoints;
 use claim::Claim;
 pub use io_thread::ThreadWait;
 use io_thread::{IoThread, PAGE_TIMEOUT};
@@ -143,6 +146,7 @@ pub struct Machine {
     /// `None` without dirty page tracking.
     dirty_tracker: Option<DirtyTracker>,
     fault_handler: Option<Arc<FaultHandler>>,
+    breakpoints: MemoryBreakpoints,
     /// `None` before the start, and for a guest without an identity record.
     identity: Option<IdentityState>,
     // Relaxed: one thread at a time operates on the machine, and gets it by a new thread or by a channel.
@@ -228,6 +232,7 @@ impl Machine {
             memory,
             dirty_tracker,
             fault_handler: None,
+            breakpoints: MemoryBreakpoints::default(),
             identity: None,
             needs_identity_notice: AtomicBool::new(false),
             needs_notify: AtomicBool::new(false),
@@ -478,7 +483,9 @@ impl Machine {
             self.io_thread.iter().for_each(IoThread::kick);
         };
         let paused = self.shared.gate.close(self.threads(), kick, timeout);
-        paused.map_err(|waiting| Error::Pause(self.thread_wait(waiting)))
+        paused.map_err(|waiting| Error::Pause(self.thread_wait(waiting)))?;
+        self.breakpoints.lift(&self.memory);
+        Ok(())
     }
 
     /// Returns the threads of the machine.
@@ -540,6 +547,7 @@ impl Machine {
         if self.needs_identity_notice.swap(false, Ordering::Relaxed) {
             self.platform.notify_identity();
         }
+        self.breakpoints.insert(&self.memory);
         self.shared.gate.open();
         Ok(())
     }
@@ -592,7 +600,7 @@ impl Machine {
     pub(crate) fn inspect_vcpus(&self) -> Vec<Option<CpuStatus>> {
         let deadline = Instant::now() + INSPECTION_TIMEOUT;
         let replies: Vec<_> = self.vcpus.iter().map(VcpuThread::request_inspection).collect();
-        if self.shared.gate.is_closed() {
+        if !self.shared.gate.is_open() {
             self.shared.gate.notify_waiters();
         }
         let receive = |reply: Receiver<CpuStatus>| {

@@ -16,7 +16,9 @@ use crate::config::{MemorySize, VmConfig, VmSpec};
 use crate::kvm::{self, Kick, install_kick};
 use crate::memory::{self, dirty::DirtyTracker};
 use crate::timeline::{Lane, Timeline};
-use crate::vcpu::{CrashStates, PauseGate, Purpose, StopReason, VcpuError, VcpuShared, VcpuThread};
+use crate::vcpu::{
+    CrashStates, DebugEvents, PauseGate, Purpose, StopReason, VcpuError, VcpuShared, VcpuThread,
+};
 
 /// Reason why a part cannot be created.
 #[derive(Debug, thiserror::Error)]
@@ -458,6 +460,7 @@ fn start_threads(
         stop_event,
         gate: PauseGate::default(),
         crashes: CrashStates::default(),
+        debug: DebugEvents::default(),
         purpose,
         profile: OnceLock::new(),
     });

@@ -10,7 +10,7 @@ use kvm_ioctls::VcpuExit;
 use super::location::Location;
 use super::park::NativeCpu;
 use super::unclaimed::{Access, UnclaimedAccesses};
-use crate::arch::{AddressSpace, Cpu, ExitKind, IoAccess, NativeExit};
+use crate::arch::{AddressSpace, Cpu, DebugCpu, DebugExit, ExitKind, IoAccess, NativeExit};
 use crate::kvm;
 
 /// Targets of the guest's accesses.
@@ -80,6 +80,8 @@ pub(crate) enum ExitAction {
     FailedEntry(u64),
     /// KVM_EXIT_MEMORY_FAULT.
     MemoryFault,
+    /// KVM_EXIT_DEBUG.
+    Debug(DebugExit),
     /// Exit that this VMM does not enable, with its kind.
     Unknown(String),
 }
@@ -108,6 +110,7 @@ pub(crate) fn handle<'a>(
         VcpuExit::InternalError => ExitAction::InternalError,
         VcpuExit::FailEntry(reason, _) => ExitAction::FailedEntry(reason),
         VcpuExit::MemoryFault { .. } => ExitAction::MemoryFault,
+        VcpuExit::Debug(exit) => ExitAction::Debug(NativeCpu::debug_exit(&exit)),
         other => match native(other) {
             NativeExit::Io(io) => targets.finish_io(io),
             NativeExit::Handled => ExitAction::Handled,
@@ -191,7 +194,7 @@ impl ExitCounters {
 
     /// Counts `reason` if it is a fault.
     pub(super) fn count_stop(&self, reason: &StopReason) {
-        let failed = !matches!(reason, StopReason::Power(_));
+        let failed = !matches!(reason, StopReason::Power(_) | StopReason::Killed);
         self.failures.add(u64::from(failed));
     }
 
@@ -229,6 +232,8 @@ pub enum StopReason {
         /// Location of the guest.
         at: Box<Location>,
     },
+    /// A debugger requested the end.
+    Killed,
     /// The guest cannot continue.
     Fault(VcpuError),
 }
@@ -239,7 +244,7 @@ impl StopReason {
         match self {
             Self::CpuShutdown { at } => Some(at),
             Self::Fault(error) => error.location(),
-            Self::Power(_) => None,
+            Self::Power(_) | Self::Killed => None,
         }
     }
 
@@ -254,7 +259,7 @@ impl StopReason {
                 | VcpuError::Run { at, .. }
                 | VcpuError::Exit { at, .. },
             ) => Some(at),
-            Self::Fault(_) | Self::Power(_) => None,
+            Self::Fault(_) | Self::Power(_) | Self::Killed => None,
         }
     }
 }

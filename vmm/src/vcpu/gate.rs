@@ -9,8 +9,12 @@ use devices::sync::{Condvar, Mutex, lock, wait, wait_within};
 use crate::channel::poll;
 
 const OPEN: u8 = 0;
+/// Bit: all threads must wait.
 const CLOSED: u8 = 1;
+/// Bit: the threads must end. No other bit is set.
 const STOPPED: u8 = 2;
+/// Bit: a debugger holds some threads.
+const HELD: u8 = 4;
 
 /// Threads that wait at a [`PauseGate`]: vCPU threads by number, and the I/O thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +23,8 @@ pub struct ThreadSet(u64);
 impl ThreadSet {
     /// The I/O thread, which exists if a fault handler serves guest memory.
     pub const IO: Self = Self(1 << 63);
+    /// The threads of all vCPUs.
+    pub const ALL_VCPUS: Self = Self((1 << 63) - 1);
     /// Name of the I/O thread.
     pub const IO_NAME: &'static str = "mayfly_io";
 
@@ -72,6 +78,9 @@ impl fmt::Display for ThreadSet {
 ///
 /// A thread checks it before each guest entry. The event loop closes it and then kicks the threads, so that a thread inside the guest
 /// checks it too. A stopped gate never opens again.
+///
+/// A debugger [holds](Self::hold) the threads of vCPUs at the gate, each by itself. A thread enters the guest if the gate is open and the
+/// debugger does not hold it, so that neither the VM's owner nor the debugger undoes the wait for the other.
 #[derive(Debug)]
 pub struct PauseGate {
     state: AtomicU8,
@@ -81,6 +90,8 @@ pub struct PauseGate {
 
 #[derive(Debug, Default)]
 struct Outside {
+    /// Threads that a debugger holds.
+    held: ThreadSet,
     /// Threads that wait at the gate or have ended, and so are outside the guest.
     threads: ThreadSet,
     /// Threads that have ended.
@@ -100,9 +111,23 @@ impl Default for PauseGate {
 }
 
 impl PauseGate {
-    /// Returns true if a thread may enter the guest.
+    /// Returns true if each thread may enter the guest.
     pub fn is_open(&self) -> bool {
         self.state() == OPEN
+    }
+
+    /// Returns true if `thread` may enter the guest.
+    pub fn is_open_to(&self, thread: ThreadSet) -> bool {
+        match self.state() {
+            OPEN => true,
+            HELD => !lock(&self.outside).held.has(thread),
+            _ => false,
+        }
+    }
+
+    /// Returns true if a debugger holds threads.
+    pub fn is_held(&self) -> bool {
+        self.state() & HELD != 0
     }
 
     /// Returns true if the threads must end.
@@ -110,9 +135,9 @@ impl PauseGate {
         self.state() == STOPPED
     }
 
-    /// Returns true if threads must wait.
+    /// Returns true if all threads must wait.
     pub fn is_closed(&self) -> bool {
-        self.state() == CLOSED
+        self.state() & CLOSED != 0
     }
 
     /// Returns when the closed gate is opened or stopped, or after a millisecond.
@@ -120,7 +145,7 @@ impl PauseGate {
         poll(|| (!self.is_closed()).then_some(()));
     }
 
-    /// Waits until the gate is open or stopped. Calls `handle` once at the beginning, and after each
+    /// Waits until the gate is open to `thread`, or stopped. Calls `handle` once at the beginning, and after each
     /// [`notify_waiters`](Self::notify_waiters). `thread` is the calling thread.
     pub fn wait(&self, thread: ThreadSet, mut handle: impl FnMut()) {
         let mut outside = lock(&self.outside);
@@ -128,7 +153,7 @@ impl PauseGate {
         self.changed.notify_all();
         // None: requests from before this call are handled too.
         let mut handled = None;
-        while self.is_closed() {
+        while self.is_closed() || self.is_held() && outside.held.has(thread) {
             let notifications = outside.notifications;
             if handled != Some(notifications) {
                 drop(outside);
@@ -166,7 +191,7 @@ impl PauseGate {
 
     /// Closes the gate before the first guest entry.
     pub fn close_at_start(&self) {
-        self.set_state(CLOSED);
+        self.change(|_, state| *state |= CLOSED);
     }
 
     /// Closes the gate, calls `kick` to interrupt the threads, and waits until all `threads` are outside the guest. Opens it again after
@@ -177,13 +202,9 @@ impl PauseGate {
     /// # Errors
     /// The threads that are not outside the guest after `timeout`, or when the gate is stopped.
     pub fn close(&self, threads: ThreadSet, kick: impl FnOnce(), timeout: Duration) -> Result<(), ThreadSet> {
-        if self.set_state(CLOSED) {
+        if self.change(|_, state| *state |= CLOSED) {
             kick();
-            let inside =
-                |outside: &mut Outside| !threads.without(outside.threads).is_empty() && !self.is_stopped();
-            let (outside, _) = wait_within(&self.changed, lock(&self.outside), timeout, inside);
-            let waiting = threads.without(outside.threads);
-            drop(outside);
+            let waiting = self.wait_outside(threads, timeout);
             if !waiting.is_empty() {
                 self.open();
                 return Err(waiting);
@@ -192,30 +213,50 @@ impl PauseGate {
         Ok(())
     }
 
+    /// Waits at most `timeout` until all `threads` are outside the guest, or the gate is stopped. Returns those that are inside.
+    pub fn wait_outside(&self, threads: ThreadSet, timeout: Duration) -> ThreadSet {
+        let inside =
+            |outside: &mut Outside| !threads.without(outside.threads).is_empty() && !self.is_stopped();
+        let (outside, _) = wait_within(&self.changed, lock(&self.outside), timeout, inside);
+        threads.without(outside.threads)
+    }
+
     /// Opens the gate again.
     pub fn open(&self) {
-        self.set_state(OPEN);
+        self.change(|_, state| *state &= !CLOSED);
+    }
+
+    /// Holds exactly `threads` for a debugger, which must be vCPUs: none releases all. Threads inside the guest must be kicked
+    /// afterwards.
+    pub fn hold(&self, threads: ThreadSet) {
+        self.change(|outside, state| {
+            outside.held = threads;
+            *state = *state & !HELD | if threads.is_empty() { 0 } else { HELD };
+        });
     }
 
     /// Stops the gate. Threads inside the guest must be kicked afterwards.
     pub fn stop(&self) {
-        self.set_state(STOPPED);
+        self.change(|_, state| *state = STOPPED);
     }
 
     fn state(&self) -> u8 {
         self.state.load(Ordering::Acquire)
     }
 
-    /// Sets the state and wakes all waiting threads. Returns false, without effect, if the gate is stopped.
-    fn set_state(&self, state: u8) -> bool {
+    /// Changes the state and wakes all waiting threads. Returns false, without effect, if the gate is stopped.
+    fn change(&self, change: impl FnOnce(&mut Outside, &mut u8)) -> bool {
         // Under the lock, so that no thread checks the state just before the change and waits just after it.
-        let _outside = lock(&self.outside);
-        if self.is_stopped() {
+        let mut outside = lock(&self.outside);
+        let mut state = self.state();
+        if state == STOPPED {
             return false;
         }
+        change(&mut outside, &mut state);
         // Release: a thread that reads the state without the lock sees what precedes the change, for example a restored device. A kick
         // follows for a thread inside the guest; its full barrier is in `KickTarget`.
         self.state.store(state, Ordering::Release);
+        drop(outside);
         self.changed.notify_all();
         true
     }
@@ -275,6 +316,31 @@ mod tests {
         gate.close(ThreadSet::vcpus(2), kick, scratch::TIMEOUT).unwrap();
         gate.open();
         assert!(gate.is_stopped());
+    }
+
+    #[test]
+    fn debugger_holds_single_threads_of_open_and_closed_gate() {
+        let gate = PauseGate::default();
+        let second = ThreadSet::vcpu(1);
+        gate.hold(FIRST);
+        assert!(gate.is_held() && !gate.is_open() && !gate.is_closed());
+        assert_eq!((gate.is_open_to(FIRST), gate.is_open_to(second)), (false, true));
+        assert_eq!(
+            gate.wait_outside(FIRST.and(second), Duration::ZERO),
+            FIRST.and(second)
+        );
+        gate.close_at_start();
+        assert!(gate.is_held() && gate.is_closed() && !gate.is_open_to(second));
+        gate.open();
+        assert_eq!((gate.is_open_to(FIRST), gate.is_open_to(second)), (false, true));
+        gate.close_at_start();
+        gate.hold(ThreadSet::default());
+        assert!(!gate.is_held() && !gate.is_open_to(FIRST));
+        gate.open();
+        assert!(gate.is_open_to(FIRST) && gate.is_open());
+        gate.stop();
+        gate.hold(FIRST);
+        assert!(gate.is_stopped() && !gate.is_held());
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! [`CpuCheck`](crate::arch::CpuCheck).
 
 mod crash;
+mod debug;
 mod exit;
 mod gate;
 mod location;
@@ -28,6 +29,7 @@ mod thread;
 mod unclaimed;
 
 pub use crash::CrashStates;
+pub use debug::{DebugEvents, DebugStop};
 pub use exit::{ExitCounters, KINDS, StopReason, TIMED_KINDS, VcpuError};
 pub use gate::{PauseGate, ThreadSet};
 pub use location::Location;

@@ -1,5 +1,6 @@
 //! Requests to a vCPU thread that waits at the gate.
 
+use kvm_ioctls::VcpuFd;
 use snapshot::persist::Error as StateError;
 
 use crate::arch::{Cpu, CpuStatus, Native, Platform};
@@ -20,6 +21,8 @@ pub(super) enum ParkRequest {
     Flush,
     /// Send the registers that describe the present execution.
     Inspect(Sender<CpuStatus>),
+    /// Call a function of the debugger.
+    Call(Box<dyn FnOnce(&VcpuFd) + Send>),
 }
 
 impl ParkRequest {

@@ -11,6 +11,7 @@ use snapshot::persist::Error as StateError;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::crash::CrashStates;
+use super::debug::{DebugEvents, DebugStop};
 use super::exit::{ExitAction, StopReason, Targets, VcpuError, handle};
 use super::gate::{PauseGate, ThreadSet};
 use super::location::Location;
@@ -60,6 +61,8 @@ pub struct VcpuShared {
     pub gate: PauseGate,
     /// States of crashed vCPUs.
     pub crashes: CrashStates,
+    /// Stops for a debugger.
+    pub debug: DebugEvents,
     /// State that the vCPUs get.
     pub purpose: Purpose,
     /// Features of the guest, or the limits of a saved state; or the call that failed and its error number. The first thread that needs
@@ -95,7 +98,8 @@ impl VcpuShared {
         })
     }
 
-    fn report(&self, reason: StopReason) {
+    /// Reports the end of the guest.
+    pub fn report(&self, reason: StopReason) {
         // Both fail only after the machine, their receiver, has been dropped.
         let _ = self.stop_reasons.send(reason);
         let _ = self.stop_event.write(1);
@@ -301,7 +305,7 @@ impl VcpuRunner {
         let mut identity = start.identity.as_ref();
         let reason = loop {
             let gate = &self.shared.gate;
-            let result = match gate.is_open() {
+            let result = match gate.is_open_to(ThreadSet::vcpu(self.id)) {
                 true if self.monitor.requests.has_any() => self.handle_observers(vcpu, start, &mut is_first),
                 true => {
                     if let Some(record) = identity.take() {
@@ -314,11 +318,40 @@ impl VcpuRunner {
                 false => self.park(vcpu, start, &mut is_first),
             };
             if let Err(reason) = result {
+                self.hold_crash(vcpu, &reason);
                 break Some(reason);
             }
         };
         drop(bound);
         reason
+    }
+
+    /// Stops all vCPUs for the debugger and reports `stop` to it. The loop of each thread waits at the gate.
+    #[inline(never)]
+    fn stop_for_debugger(&self, stop: DebugStop) {
+        // Held before the report: a debugger that gets it finds the gate held.
+        self.shared.gate.hold(ThreadSet::ALL_VCPUS);
+        self.shared.debug.report(self.id, stop);
+    }
+
+    /// Keeps a guest that ends by a crash until the debugger resumes it, if there is one.
+    #[inline(never)]
+    fn hold_crash(&self, vcpu: &VcpuFd, reason: &StopReason) {
+        let is_crash = matches!(reason, StopReason::CpuShutdown { .. } | StopReason::Fault(_));
+        if !is_crash || !self.shared.debug.is_attached() {
+            return;
+        }
+        self.stop_for_debugger(DebugStop::Crash);
+        // The guest never runs again: other requests are dropped, which disconnects their replies.
+        self.shared.gate.wait(ThreadSet::vcpu(self.id), || {
+            for request in self.requests.try_iter() {
+                match request {
+                    ParkRequest::Call(call) => call(vcpu),
+                    ParkRequest::Inspect(reply) => self.send_status(vcpu, &reply),
+                    ParkRequest::Flush | ParkRequest::State { .. } => {}
+                }
+            }
+        });
     }
 
     /// Injects the interrupts that KVM does not inject by itself. Called only before a KVM_RUN that enters the guest: otherwise KVM
@@ -357,6 +390,10 @@ impl VcpuRunner {
         }
         Err(match action {
             ExitAction::Handled => return Ok(()),
+            ExitAction::Debug(exit) => {
+                self.stop_for_debugger(DebugStop::Exit(exit));
+                return Ok(());
+            }
             ExitAction::Power(event) => StopReason::Power(event),
             ExitAction::CpuShutdown => StopReason::CpuShutdown { at: at(vcpu) },
             ExitAction::InternalError => StopReason::Fault(self.internal_error(vcpu, start)),
@@ -461,6 +498,7 @@ impl VcpuRunner {
                 ParkRequest::Flush => self.flush_pending(vcpu, start)?,
                 ParkRequest::State { flushed, state } => self.send_state(vcpu, start, &flushed, &state)?,
                 ParkRequest::Inspect(reply) => self.send_status(vcpu, &reply),
+                ParkRequest::Call(call) => call(vcpu),
             }
         }
         Ok(())

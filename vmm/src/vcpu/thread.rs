@@ -121,7 +121,7 @@ impl VcpuThread {
     /// Makes later [observations](Self::observe) exact: requests the statistics, which the thread opens between two calls of KVM_RUN.
     /// Kicks a running vCPU, unless it has opened them.
     pub fn prepare_observation(&self) {
-        if self.monitor.request_statistics() && self.shared.gate.is_open() {
+        if self.monitor.request_statistics() && self.shared.gate.is_open_to(ThreadSet::vcpu(self.id)) {
             self.kick.kick();
         }
     }
@@ -136,10 +136,16 @@ impl VcpuThread {
         // Fails if the thread has ended; the reply is disconnected then.
         let _ = self.requests.send(ParkRequest::Inspect(reply));
         self.monitor.requests.request_inspection();
-        if self.shared.gate.is_open() {
+        if self.shared.gate.is_open_to(ThreadSet::vcpu(self.id)) {
             self.kick.kick();
         }
         Some(receiver)
+    }
+
+    /// Requests that the thread calls `call` at the gate, after [`notify_waiters`](super::PauseGate::notify_waiters). It is dropped if the
+    /// thread has ended.
+    pub fn request_call(&self, call: Box<dyn FnOnce(&VcpuFd) + Send>) {
+        let _ = self.requests.send(ParkRequest::Call(call));
     }
 
     /// Requests the state of the vCPU. The thread replies from the gate, after [`notify_waiters`](super::PauseGate::notify_waiters).

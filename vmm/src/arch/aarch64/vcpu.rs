@@ -201,14 +201,14 @@ fn paging(vcpu: &VcpuFd) -> Result<Paging, Error> {
     })
 }
 
-fn get(vcpu: &VcpuFd, register: u64) -> Result<u64, Error> {
+pub(super) fn get(vcpu: &VcpuFd, register: u64) -> Result<u64, Error> {
     let mut bytes = [0; 8];
     vcpu.get_one_reg(register, &mut bytes)
         .map_err(failed(format!("KVM_GET_ONE_REG {register:#x}")))?;
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn set(vcpu: &VcpuFd, register: u64, value: u64) -> Result<(), Error> {
+pub(super) fn set(vcpu: &VcpuFd, register: u64, value: u64) -> Result<(), Error> {
     vcpu.set_one_reg(register, &value.to_le_bytes())
         .map_err(failed(format!("KVM_SET_ONE_REG {register:#x}")))?;
     Ok(())

@@ -5,6 +5,7 @@
 //! | [`boot_data`] | boot parameters, start info, ACPI and MP tables |
 //! | [`clock`] | kvmclock in a snapshot |
 //! | [`cpuid`], [`msr`] | features and model-specific registers of the vCPUs |
+//! | [`debug`] | registers, breakpoints and probe of a debugger |
 //! | [`entry`] | registers, descriptors and page tables at the first instruction |
 //! | `feature_groups` | features that a guest gets by request alone |
 //! | [`irqchip`] | interrupt controllers other than the local APICs |
@@ -20,6 +21,7 @@
 pub mod boot_data;
 pub mod clock;
 pub mod cpuid;
+pub mod debug;
 pub mod entry;
 mod feature_groups;
 pub mod irqchip;

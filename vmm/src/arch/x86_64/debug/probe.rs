@@ -1,0 +1,86 @@
+//! Abilities of KVM, by a VM of its own.
+//!
+//! KVM that interprets guests passes INT3 to the guest, and has no watchpoints. KVM announces neither, so that a probe executes both.
+
+use gdb::PointKind;
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::points;
+use crate::arch::x86_64::entry::EntryState;
+use crate::arch::{DebugAbilities, DebugControl, DebugExit, HardwarePoint};
+use crate::boot::Protocol;
+use crate::kvm::{self, failed};
+use crate::memory::allocate;
+
+/// Length of the memory of the probe.
+const MEMORY: usize = 0x4000;
+/// Address of the instructions.
+const CODE: u64 = 0x1000;
+/// Address that an instruction writes.
+const DATA: u32 = 0x2000;
+/// Exits after which the probe gives up: each instruction makes at most one.
+const MAX_EXITS: usize = 8;
+
+/// Runs the probe.
+pub fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
+    let memory = allocate(&[(GuestAddress(0), MEMORY)]).map_err(|error| kvm::Error::Call {
+        call: "mmap".into(),
+        hint: "",
+        source: std::io::Error::other(error),
+    })?;
+    let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+    kvm::slots::set(&vm, &memory)?;
+    let mut vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU 0"))?;
+    // mov %eax, DATA; int3; hlt
+    let mut code = vec![0xa3];
+    code.extend_from_slice(&DATA.to_le_bytes());
+    let breakpoint = CODE + code.len() as u64;
+    code.extend_from_slice(&[0xcc, 0xf4]);
+    // The memory contains all of it.
+    let _ = memory.write_slice(&code, GuestAddress(CODE));
+    let watchpoint = HardwarePoint {
+        kind: PointKind::Write,
+        address: DATA.into(),
+        length: 4,
+    };
+    Ok(DebugAbilities {
+        has_watchpoints: stops(&mut vcpu, CODE, vec![watchpoint], DebugExit::WatchIndex(0))?,
+        has_software_breakpoints: stops(&mut vcpu, breakpoint, Vec::new(), DebugExit::Software)?,
+    })
+}
+
+/// Runs from `start`, in 32-bit mode without paging. Returns true if the vCPU stops for the reason `expected`.
+fn stops(
+    vcpu: &mut VcpuFd,
+    start: u64,
+    points: Vec<HardwarePoint>,
+    expected: DebugExit,
+) -> Result<bool, kvm::Error> {
+    let entry = EntryState {
+        protocol: Protocol::Pvh,
+        entry: start,
+    };
+    let sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+    vcpu.set_sregs(&entry.sregs(sregs))
+        .map_err(failed("KVM_SET_SREGS"))?;
+    vcpu.set_regs(&entry.regs()).map_err(failed("KVM_SET_REGS"))?;
+    let control = DebugControl {
+        is_enabled: true,
+        has_software: true,
+        is_step: false,
+        points,
+    };
+    points::set(vcpu, &control)?;
+    for _ in 0..MAX_EXITS {
+        match vcpu.run() {
+            Ok(VcpuExit::Debug(exit)) => return Ok(points::debug_exit(&exit) == expected),
+            Ok(VcpuExit::Intr) => {}
+            // INT3 without a descriptor table shuts the processor down.
+            Ok(_) => return Ok(false),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) => return Err(failed("KVM_RUN")(error)),
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,267 @@
+//! Listener for gdb: a Unix socket or a TCP port.
+
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{self, Path, PathBuf};
+use std::str::FromStr;
+
+use gdb::Stream;
+
+/// Permissions that a new socket does not get: it has 0600.
+const UMASK: libc::mode_t = 0o177;
+
+/// Address of a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DebugAddress {
+    /// Path of a Unix socket.
+    Unix(PathBuf),
+    /// Host and port.
+    Tcp(String),
+}
+
+impl FromStr for DebugAddress {
+    type Err = &'static str;
+
+    /// Parses `HOST:PORT`, or else a path. A path with a colon needs a slash.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.is_empty() {
+            return Err("expected PATH or HOST:PORT");
+        }
+        match text.rsplit_once(':') {
+            Some((_, port)) if !text.contains('/') => match port.parse::<u16>() {
+                Ok(_) => Ok(Self::Tcp(text.to_owned())),
+                Err(_) => Err("expected PATH or HOST:PORT, with a port from 0 to 65535"),
+            },
+            _ => Ok(Self::Unix(text.into())),
+        }
+    }
+}
+
+/// Reason why the debugger cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The socket cannot be created.
+    #[error("cannot listen for gdb at {path:?}; name another path")]
+    Unix {
+        /// Path of the socket.
+        path: PathBuf,
+        /// Error of the kernel.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process listens, or the file is no socket.
+    #[error(
+        "cannot listen for gdb at {0:?}: the file is in use, or is no socket; remove it or name another path"
+    )]
+    InUse(PathBuf),
+    /// The port cannot be opened.
+    #[error("cannot listen for gdb at {address}; name an address of this host and a free port")]
+    Tcp {
+        /// Host and port.
+        address: String,
+        /// Error of the kernel.
+        #[source]
+        source: io::Error,
+    },
+    /// The host is a name.
+    #[error("cannot listen for gdb at {0}: the host is a name; use its IP address, or localhost")]
+    Name(String),
+    /// Other hosts could debug the VM.
+    #[error(
+        "cannot listen for gdb at {0}: hosts that reach this address would control the VM; use 127.0.0.1 or a Unix socket, or permit it"
+    )]
+    Public(String),
+}
+
+/// Listener for gdb. Dropping it removes the file of its socket.
+#[derive(Debug)]
+pub enum DebugListener {
+    /// Unix socket.
+    Unix {
+        /// The socket.
+        listener: UnixListener,
+        /// Absolute path of its file.
+        path: PathBuf,
+        /// Device and inode of the file.
+        identity: (u64, u64),
+    },
+    /// TCP port.
+    Tcp(TcpListener),
+}
+
+impl DebugListener {
+    /// Listens at `address`: on a Unix socket for this user alone, or on a port, which only programs of this host reach unless
+    /// `is_public`. No other thread may create files meanwhile.
+    ///
+    /// # Errors
+    /// [`ListenError`]
+    pub fn bind(address: &DebugAddress, is_public: bool) -> Result<Self, ListenError> {
+        match address {
+            DebugAddress::Unix(path) => bind_unix(path),
+            DebugAddress::Tcp(address) => bind_tcp(address, is_public).map(Self::Tcp),
+        }
+    }
+
+    /// Returns the path of the Unix socket.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Unix { path, .. } => Some(path),
+            Self::Tcp(_) => None,
+        }
+    }
+
+    /// Returns the port, which the kernel has chosen for port 0.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Unix { .. } => None,
+            Self::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
+        }
+    }
+
+    /// Accepts a pending debugger.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    #[allow(clippy::disallowed_methods, reason = "the listener does not block")]
+    pub(super) fn accept(&self) -> io::Result<Connection> {
+        match self {
+            Self::Unix { listener, .. } => listener.accept().map(|(stream, _)| Connection::Unix(stream)),
+            Self::Tcp(listener) => listener.accept().map(|(stream, _)| Connection::Tcp(stream)),
+        }
+    }
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+fn bind_unix(path: &Path) -> Result<DebugListener, ListenError> {
+    let failed = |source| ListenError::Unix {
+        path: path.to_owned(),
+        source,
+    };
+    let listener = match bind_private(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            remove_stale(path)?;
+            bind_private(path)
+        }
+        result => result,
+    };
+    let listener = listener.map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let metadata = fs::symlink_metadata(path).map_err(failed)?;
+    Ok(DebugListener::Unix {
+        listener,
+        // The working directory may change.
+        path: path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+        identity: identity(&metadata),
+    })
+}
+
+/// Listens on a new socket with the permissions 0600 from its creation on.
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    // SAFETY: the call has no preconditions.
+    let before = unsafe { libc::umask(UMASK) };
+    let listener = UnixListener::bind(path);
+    // SAFETY: the call has no preconditions.
+    unsafe { libc::umask(before) };
+    listener
+}
+
+/// Removes a socket without a listener.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "before the event loop; a listener of this host accepts or its queue is full"
+)]
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let in_use = || ListenError::InUse(path.to_owned());
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    let is_refused = || {
+        let connected = UnixStream::connect(path).map(drop);
+        connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    };
+    if !is_socket || !is_refused() {
+        return Err(in_use());
+    }
+    fs::remove_file(path).map_err(|_| in_use())
+}
+
+fn bind_tcp(address: &str, is_public: bool) -> Result<TcpListener, ListenError> {
+    let failed = |source| ListenError::Tcp {
+        address: address.to_owned(),
+        source,
+    };
+    // Without a name server, whose client in the C library is larger than the debugger.
+    let number = match address.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => address.to_owned(),
+    };
+    let parsed = number.parse::<SocketAddr>();
+    let socket = parsed.map_err(|_| ListenError::Name(address.to_owned()))?;
+    if !is_public && !socket.ip().is_loopback() {
+        return Err(ListenError::Public(address.to_owned()));
+    }
+    let listener = TcpListener::bind(socket).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+impl AsRawFd for DebugListener {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Unix { listener, .. } => listener.as_raw_fd(),
+            Self::Tcp(listener) => listener.as_raw_fd(),
+        }
+    }
+}
+
+impl Drop for DebugListener {
+    /// Removes the file, unless it was replaced by another.
+    fn drop(&mut self) {
+        if let Self::Unix {
+            path, identity: own, ..
+        } = self
+            && fs::symlink_metadata(&path).is_ok_and(|metadata| identity(&metadata) == *own)
+        {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Connection to gdb.
+#[derive(Debug)]
+pub enum Connection {
+    /// Unix socket.
+    Unix(UnixStream),
+    /// TCP.
+    Tcp(TcpStream),
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Self::Unix(stream) => stream.as_raw_fd(),
+            Self::Tcp(stream) => stream.as_raw_fd(),
+        }
+    }
+}
+
+impl Stream for &Connection {
+    fn receive(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Connection::Unix(stream) => (&mut &*stream).read(bytes),
+            Connection::Tcp(stream) => (&mut &*stream).read(bytes),
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Connection::Unix(stream) => (&mut &*stream).write_all(bytes),
+            Connection::Tcp(stream) => (&mut &*stream).write_all(bytes),
+        }
+    }
+}

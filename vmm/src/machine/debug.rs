@@ -1,0 +1,93 @@
+//! Operations of a debugger on vCPUs and memory of a machine.
+//!
+//! The debugger holds vCPUs at the gate, which stays closed by a pause beside it: a snapshot of a held VM is like any other. A paused
+//! machine has no breakpoint instruction in its memory.
+
+use std::sync::{Arc, Mutex};
+
+use devices::lock;
+use kvm_ioctls::VcpuFd;
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Machine;
+use crate::channel::channel;
+use crate::vcpu::{DebugStop, StopReason, ThreadSet, VcpuThread};
+
+impl Machine {
+    /// Holds the vCPUs of a machine that has not run yet, until [`release_vcpus`](Self::release_vcpus).
+    pub(crate) fn hold_at_start(&self) {
+        self.shared.gate.hold(ThreadSet::ALL_VCPUS);
+    }
+
+    /// Returns true while a debugger holds vCPUs.
+    pub(crate) fn is_held(&self) -> bool {
+        self.shared.gate.is_held()
+    }
+
+    /// Reports stops of vCPUs by `wake` from now on. Guests that crash are kept for the debugger.
+    pub(crate) fn attach_debugger(&self, wake: EventFd) {
+        self.shared.debug.attach(wake);
+    }
+
+    /// Takes the oldest stop of a vCPU.
+    pub(crate) fn take_debug_stop(&self) -> Option<(u8, DebugStop)> {
+        self.shared.debug.take()
+    }
+
+    /// Stops all vCPUs, and waits until they are outside the guest. Returns the threads that do not stop.
+    pub(crate) fn hold_vcpus(&self) -> ThreadSet {
+        self.shared.gate.hold(ThreadSet::ALL_VCPUS);
+        self.vcpus.iter().for_each(VcpuThread::kick);
+        let vcpus = ThreadSet::vcpus(self.vcpus.len());
+        self.shared.gate.wait_outside(vcpus, self.thread_timeout())
+    }
+
+    /// Releases all vCPUs except `held`.
+    pub(crate) fn release_vcpus(&self, held: ThreadSet) {
+        self.shared.gate.hold(held);
+    }
+
+    /// Calls `call` on the thread of the held vCPU `id`. `None` if the vCPU has ended, or its thread does not answer.
+    pub(crate) fn call_vcpu<T: Send + 'static>(
+        &self,
+        id: usize,
+        call: impl FnOnce(&VcpuFd) -> T + Send + 'static,
+    ) -> Option<T> {
+        let result = Arc::new(Mutex::new(None));
+        let place = result.clone();
+        let is_done = self.request_call(id, Box::new(move |vcpu| *lock(&place) = Some(call(vcpu))));
+        is_done.then(|| lock(&result).take()).flatten()
+    }
+
+    /// As [`call_vcpu`](Self::call_vcpu), without a result: compiled once for all. Returns false if the call was not made.
+    #[inline(never)]
+    fn request_call(&self, id: usize, call: Box<dyn FnOnce(&VcpuFd) + Send>) -> bool {
+        let Some(vcpu) = self.vcpus.get(id) else {
+            return false;
+        };
+        let (done, receiver) = channel();
+        vcpu.request_call(Box::new(move |vcpu| {
+            call(vcpu);
+            // Fails if the debugger does not wait any longer.
+            let _ = done.send(());
+        }));
+        self.shared.gate.notify_waiters();
+        receiver.receive_within(self.thread_timeout()).is_ok()
+    }
+
+    /// Ends the VM at the request of the debugger.
+    pub(crate) fn kill(&self) {
+        self.shared.report(StopReason::Killed);
+    }
+
+    /// Writes a breakpoint instruction to `address`. Returns false if there is no memory.
+    pub(crate) fn add_breakpoint(&self, address: u64) -> bool {
+        self.breakpoints.add(&self.memory, GuestAddress(address))
+    }
+
+    /// Removes a breakpoint instruction.
+    pub(crate) fn remove_breakpoint(&self, address: u64) {
+        self.breakpoints.remove(&self.memory, GuestAddress(address));
+    }
+}

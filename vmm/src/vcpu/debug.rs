@@ -1,0 +1,50 @@
+//! Stops of vCPUs for a debugger.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, OnceLock};
+
+use devices::lock;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::DebugExit;
+
+/// Reason of a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DebugStop {
+    /// KVM_EXIT_DEBUG.
+    Exit(DebugExit),
+    /// The guest ends: it cannot handle an exception, or KVM cannot run it.
+    Crash,
+}
+
+/// Stops of the vCPUs of a machine, from their threads to the thread of the debugger.
+#[derive(Debug, Default)]
+pub struct DebugEvents {
+    stops: Mutex<VecDeque<(u8, DebugStop)>>,
+    /// Signalled with each stop. `None` without a debugger.
+    wake: OnceLock<EventFd>,
+}
+
+impl DebugEvents {
+    /// Sets the eventfd that is signalled with each stop. From now on the vCPUs stop before a crash ends the guest.
+    pub fn attach(&self, wake: EventFd) {
+        let _ = self.wake.set(wake);
+    }
+
+    /// Returns true once a debugger has attached.
+    pub fn is_attached(&self) -> bool {
+        self.wake.get().is_some()
+    }
+
+    /// Reports a stop of vCPU `id`, whose thread must hold all vCPUs before.
+    pub(super) fn report(&self, id: u8, stop: DebugStop) {
+        lock(&self.stops).push_back((id, stop));
+        // Fails only if the counter is at its maximum, and then the eventfd is readable.
+        let _ = self.wake.get().map(|wake| wake.write(1));
+    }
+
+    /// Takes the oldest stop.
+    pub fn take(&self) -> Option<(u8, DebugStop)> {
+        lock(&self.stops).pop_front()
+    }
+}
