@@ -54,7 +54,7 @@ impl Client {
 /// Response of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientResponse {
-    /// Status code, at least 200.
+    /// Status code: 101, or at least 200.
     pub status: u16,
     /// Body, empty if absent.
     pub body: Vec<u8>,
@@ -65,6 +65,35 @@ impl ClientResponse {
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
+}
+
+/// Status of a response after which the connection has another protocol.
+const SWITCH: u16 = 101;
+
+/// Sends the request `PUT target` with `body` to the server at `path`, for a connection with `protocol`. Returns the response, and the
+/// connection, which has this protocol if the status is 101. The server must not send before the client does.
+///
+/// # Errors
+/// As [`Client::request`].
+pub fn switch(
+    path: &Path,
+    timeout: Duration,
+    protocol: &str,
+    target: &str,
+    body: &[u8],
+) -> Result<(ClientResponse, UnixStream), Error> {
+    let connection = format!("Connection: Upgrade\r\nUpgrade: {protocol}\r\n");
+    let request = encode_request_with(&connection, "PUT", target, Some(body))?;
+    let deadline = Deadline::start(path, timeout);
+    let stream = connect(path, &deadline)?;
+    let mut exchange = Exchange { stream, deadline };
+    let response = exchange.run(&request, false)?;
+    let Exchange { stream, deadline } = exchange;
+    stream
+        .set_read_timeout(None)
+        .and_then(|()| stream.set_write_timeout(None))
+        .map_err(|error| deadline.failed("configure", error))?;
+    Ok((response, stream))
 }
 
 /// Connects to the socket at `path` within the `deadline`.
@@ -164,14 +193,23 @@ impl<'a> Deadline<'a> {
 
 /// Encodes a request.
 fn encode_request(method: &str, target: &str, body: Option<&[u8]>) -> Result<Vec<u8>, Error> {
+    encode_request_with("Connection: close\r\n", method, target, body)
+}
+
+/// Encodes a request with the header lines `connection`.
+fn encode_request_with(
+    connection: &str,
+    method: &str,
+    target: &str,
+    body: Option<&[u8]>,
+) -> Result<Vec<u8>, Error> {
     if method.is_empty() || !method.bytes().all(|byte| byte.is_ascii_alphabetic()) {
         return Err(Error::Request(method.to_owned()));
     }
     if !target.starts_with('/') || target.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(Error::Request(target.to_owned()));
     }
-    let mut request =
-        format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nConnection: close\r\n");
+    let mut request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n{connection}");
     if let Some(body) = body {
         request.push_str(&format!(
             "Content-Type: application/json\r\nContent-Length: {}\r\n",
@@ -266,8 +304,8 @@ impl ResponseParser {
             let framing = framing(response.headers, self.max_body)?;
             self.received.drain(..length);
             // RFC 9110 §15.2: any number of interim responses precedes the final response.
-            if status >= 200 {
-                let is_empty = self.head_only || status == 204 || status == 304;
+            if status >= 200 || status == SWITCH {
+                let is_empty = self.head_only || matches!(status, SWITCH | 204 | 304);
                 let framing = if is_empty {
                     ResponseFraming::Length(0)
                 } else {
@@ -313,7 +351,7 @@ struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// Sends `request` and reads the response, without a body if `head_only` is true.
-    fn run(mut self, request: &[u8], head_only: bool) -> Result<ClientResponse, Error> {
+    fn run(&mut self, request: &[u8], head_only: bool) -> Result<ClientResponse, Error> {
         self.send(request)?;
         let mut parser = ResponseParser::new(head_only, MAX_BODY);
         let mut chunk = [0; CHUNK_SIZE];

@@ -54,6 +54,7 @@ pub(crate) fn apply(control: &mut Control, process: &mut Process, text: &str) ->
                 process,
                 id: None,
                 body: body.get().as_bytes(),
+                upgrade: None,
                 operation: None,
             };
             route.handle(&mut context).map_err(|source| Error::Section {

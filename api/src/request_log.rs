@@ -108,6 +108,7 @@ mod tests {
             path: path.into(),
             query: None,
             body: body.into(),
+            upgrade: None,
         })
     }
 

@@ -1,6 +1,7 @@
 //! API of one VM, as a service of the VM's event loop.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -106,6 +107,10 @@ impl Handler for RequestHandler<'_> {
 
     fn cancel(&mut self) {
         self.control.cancel_operation();
+    }
+
+    fn take_over(&mut self, request: &Request, stream: UnixStream) {
+        routes::take_over(request, stream, self.control);
     }
 }
 

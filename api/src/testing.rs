@@ -91,6 +91,7 @@ impl Fixture {
             path: path.to_owned(),
             query: None,
             body: body.to_owned(),
+            upgrade: None,
         };
         match self.api.handle(&mut self.control, &request) {
             Reply::Response(response) => response,

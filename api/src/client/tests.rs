@@ -11,7 +11,7 @@ use std::{fs, iter};
 use proptest::prelude::{any, proptest};
 use scratch::Directory;
 
-use super::{Client, ClientResponse, Error, MAX_BODY, MAX_HEAD, NonblockingRequest};
+use super::{Client, ClientResponse, Error, MAX_BODY, MAX_HEAD, NonblockingRequest, switch};
 use crate::http::testing::{BIG, Echo, Loop};
 use crate::http::{HttpLimits, Server};
 
@@ -438,4 +438,44 @@ fn pending_request_fails_with_its_connection() {
     drop(server);
     let error = NonblockingRequest::send(client, Path::new("sock"), ("GET", "/", None), 3).unwrap_err();
     assert!(matches!(error, Error::Closed(_)), "{error}");
+}
+
+#[test]
+fn switched_connection_has_no_timeout() {
+    let fixture = Fixture::new(|stream| {
+        stream
+            .write_all(b"HTTP/1.1 101 \r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+            .unwrap();
+        let mut bytes = [0; 4];
+        stream.read_exact(&mut bytes).unwrap();
+        stream.write_all(&bytes).unwrap();
+    });
+    let (response, mut stream) = switch(&path(&fixture.directory), LONG, "echo", "/switch", b"{}").unwrap();
+    assert_eq!((response.status, response.body.len()), (101, 0));
+    assert_eq!(
+        (stream.read_timeout().unwrap(), stream.write_timeout().unwrap()),
+        (None, None)
+    );
+    limit(&stream);
+    stream.write_all(b"ping").unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, b"ping");
+    let request = fixture.end();
+    assert!(
+        request.contains("\r\nConnection: Upgrade\r\nUpgrade: echo\r\n") && request.ends_with("\r\n\r\n{}"),
+        "{request}"
+    );
+}
+
+#[test]
+fn rejected_switch_has_its_response() {
+    let fixture = Fixture::new(|stream| {
+        stream
+            .write_all(b"HTTP/1.1 400 \r\nContent-Length: 2\r\n\r\nno")
+            .unwrap();
+    });
+    let (response, _) = switch(&path(&fixture.directory), LONG, "echo", "/switch", b"{}").unwrap();
+    assert_eq!((response.status, response.body.as_slice()), (400, &b"no"[..]));
+    fixture.end();
 }

@@ -62,6 +62,8 @@ pub struct Request {
     pub query: Option<String>,
     /// Body of at most [`HttpLimits::body`](super::HttpLimits::body) bytes, empty if absent.
     pub body: Vec<u8>,
+    /// Protocol that the client requests for the connection: the header `Upgrade`.
+    pub upgrade: Option<String>,
 }
 
 /// Maximum length of the head of a response in bytes; the longest has about 150.
@@ -91,6 +93,8 @@ pub struct Response {
     content: Option<Content>,
     deprecated: bool,
     closing: bool,
+    /// Protocol of the connection after the response.
+    protocol: Option<&'static str>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,12 +110,26 @@ impl Response {
             content,
             deprecated: false,
             closing: false,
+            protocol: None,
         }
     }
 
     /// Creates a response with the status 204. Clients fail if it has a body or a `Content-Length`.
     pub fn no_content() -> Self {
         Self::new(204, None)
+    }
+
+    /// Creates a response with the status 101, after which the connection has another protocol.
+    pub fn switch_to(protocol: &'static str) -> Self {
+        Self {
+            protocol: Some(protocol),
+            ..Self::new(101, None)
+        }
+    }
+
+    /// Returns true if the connection has another protocol after the response.
+    pub(super) fn is_switch(&self) -> bool {
+        self.protocol.is_some()
     }
 
     /// Creates a response with `status`, 200 to 599, and a JSON text.
@@ -187,7 +205,11 @@ impl Response {
         output.try_reserve(length).map_err(|_| length)?;
         // Firecracker sends keep-alive even after `Connection: close`; such a client ignores the header. A client that
         // did not request the end must read it here, or its next request is lost.
-        let connection = if self.closing { "close" } else { "keep-alive" };
+        let connection = match self.protocol {
+            Some(_) => "Upgrade",
+            None if self.closing => "close",
+            None => "keep-alive",
+        };
         let deprecation = if self.deprecated {
             "Deprecation: true\r\n"
         } else {
@@ -199,6 +221,9 @@ impl Response {
             "HTTP/1.1 {} \r\nServer: {name}\r\nConnection: {connection}\r\n{deprecation}",
             self.status
         );
+        if let Some(protocol) = self.protocol {
+            let _ = write!(output, "Upgrade: {protocol}\r\n");
+        }
         if let Some(Content { kind, body }) = &self.content {
             let _ = write!(
                 output,

@@ -264,6 +264,7 @@ fn parse_head(bytes: &[u8], limits: &HttpLimits) -> Result<Head, RequestError> {
             path,
             query,
             body: Vec::new(),
+            upgrade: fields.upgrade,
         },
         framing,
         expects,
@@ -279,6 +280,7 @@ struct Fields {
     chunked: bool,
     expects: bool,
     close: bool,
+    upgrade: Option<String>,
 }
 
 impl Fields {
@@ -307,6 +309,8 @@ impl Fields {
             self.chunked = true;
         } else if is("expect") {
             self.expects |= value.eq_ignore_ascii_case("100-continue");
+        } else if is("upgrade") {
+            self.upgrade = Some(value.to_owned());
         } else if is("connection") {
             for token in value.split(',').map(str::trim) {
                 self.close |= token.eq_ignore_ascii_case("close");

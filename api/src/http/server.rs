@@ -37,6 +37,11 @@ pub trait Handler {
 
     /// Handles the end of the client whose request is [pending](Reply::Pending).
     fn cancel(&mut self);
+
+    /// Takes the connection of `request`, whose [response](Response::switch_to) changes its protocol and is sent.
+    fn take_over(&mut self, request: &Request, stream: UnixStream) {
+        let _ = (request, stream);
+    }
 }
 
 /// Reply to a request.
@@ -322,6 +327,10 @@ impl Server {
         watched.wait = wait;
         let event = EpollEvent::new(event_set(wait), index as u64);
         let file = watched.connection.as_raw_fd();
+        if watched.connection.is_taken {
+            // The new owner keeps the socket open, and its watch would stay.
+            let _ = self.epoll.ctl(ControlOperation::Delete, file, event);
+        }
         // Closing the descriptor also removes its watch.
         if wait == Wait::Nothing || self.epoll.ctl(ControlOperation::Modify, file, event).is_err() {
             self.connections[index] = None;
@@ -441,6 +450,8 @@ struct Connection {
     awaits: Awaits,
     /// Request that is handled next, and true if it is the last one.
     held: Option<(Request, bool)>,
+    /// The handler has taken the socket.
+    is_taken: bool,
 }
 
 impl Connection {
@@ -466,6 +477,7 @@ impl Connection {
             partial: false,
             awaits: Awaits::Nothing,
             held: None,
+            is_taken: false,
         })
     }
 
@@ -639,6 +651,9 @@ impl Connection {
                     self.answered = true;
                     let head_only = request.method.name() == "HEAD";
                     match handler.handle(&request) {
+                        Reply::Response(response) if response.is_switch() => {
+                            return self.switch(&response, &request, handler);
+                        }
                         Reply::Response(response) => self.add_response(&response, head_only, last),
                         Reply::Pending => return self.awaits = Awaits::Response { head_only, last },
                         Reply::Busy => {
@@ -650,6 +665,20 @@ impl Connection {
                 Err(error) => self.reject_request(&error),
             }
         }
+    }
+
+    /// Sends `response` to `request`, and passes the socket to the handler. The connection ends without it.
+    fn switch(&mut self, response: &Response, request: &Request, handler: &mut dyn Handler) {
+        self.add_response(response, false, false);
+        // A client that does not read even this response is none for the other protocol.
+        if matches!(self.flush(), Ok(true))
+            && let Ok(stream) = self.stream.try_clone()
+            && stream.set_nonblocking(false).is_ok()
+        {
+            self.is_taken = true;
+            handler.take_over(request, stream);
+        }
+        self.phase = Phase::Ended;
     }
 
     fn add_response(&mut self, response: &Response, head_only: bool, last: bool) {

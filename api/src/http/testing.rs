@@ -1,18 +1,21 @@
 //! Fixtures for the tests of this module.
 
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Handler, Reply, Request, Response};
 
-/// Handler that counts requests: `/none` has no content, `/big` a long body, others their path. `/begin` is pending; other requests
-/// than those for `/now` wait meanwhile.
+/// Handler that counts requests: `/none` has no content, `/big` a long body, others their path. `/switch` takes the connection. `/begin`
+/// is pending; other requests than those for `/now` wait meanwhile.
 #[derive(Default)]
 pub(crate) struct Echo {
     pub(crate) requests: usize,
     pub(crate) is_busy: bool,
     pub(crate) cancelled: usize,
+    /// Connection after the request for `/switch`.
+    pub(crate) taken: Option<UnixStream>,
 }
 
 /// Length of the response to `/big`.
@@ -30,6 +33,7 @@ impl Handler for Echo {
                 return Reply::Pending;
             }
             "/none" => Response::no_content(),
+            "/switch" => Response::switch_to("echo"),
             "/big" => Response::text("text/plain", vec![b'x'; BIG]),
             path => Response::json(200, format!("\"{path} {}\"", request.body.len())),
         })
@@ -37,6 +41,11 @@ impl Handler for Echo {
 
     fn cancel(&mut self) {
         self.cancelled += 1;
+    }
+
+    fn take_over(&mut self, request: &Request, stream: UnixStream) {
+        assert_eq!(request.path, "/switch");
+        self.taken = Some(stream);
     }
 }
 

@@ -18,6 +18,8 @@ pub struct RequestContext<'a> {
     pub id: Option<&'a str>,
     /// Body.
     pub body: &'a [u8],
+    /// Protocol that the client requests for its connection.
+    pub upgrade: Option<&'a str>,
     /// Operation of the request, if its duration is recorded.
     pub(crate) operation: Option<TimedOperation>,
 }

@@ -2,6 +2,7 @@
 
 mod actions;
 mod context;
+mod debugger;
 mod drive;
 mod error;
 mod info;
@@ -22,13 +23,14 @@ use crate::http::{Method, Reply, Request, Response};
 use crate::process::{PendingRequest, Process, RequestRecord, TimedOperation};
 use crate::request_log;
 use crate::schema::{
-    Action, BootSource, Drive, DriveUpdate, Logger, MachineConfiguration, MachineConfigurationUpdate,
-    Metrics, NetworkInterface, NetworkInterfaceUpdate, ScaleToZero, ScaleToZeroAction, Schema, Serial,
-    SnapshotCreate, SnapshotLoad, VmUpdate, Vsock,
+    Action, BootSource, Debugger, Drive, DriveUpdate, Logger, MachineConfiguration,
+    MachineConfigurationUpdate, Metrics, NetworkInterface, NetworkInterfaceUpdate, ScaleToZero,
+    ScaleToZeroAction, Schema, Serial, SnapshotCreate, SnapshotLoad, VmUpdate, Vsock,
 };
 
 pub use context::RequestContext;
 use context::{Begun, no_content};
+pub use debugger::take_over;
 pub use error::Error;
 
 pub(crate) use unsupported::check_key;
@@ -162,12 +164,13 @@ impl Route {
 }
 
 /// All routes. Those in the configuration file are in the order in which its sections are applied.
-pub static ROUTES: [Route; 28] = [
+pub static ROUTES: [Route; 29] = [
     Route::get("/", info::instance),
     Route::get("/version", info::version),
     Route::get("/vm/config", info::configuration),
     Route::get("/vm/status", info::status),
     Route::get("/vm/registers", info::registers),
+    Route::put::<Debugger>(debugger::PATH, debugger::put),
     Route::get("/metrics", info::metrics),
     Route::get("/openapi.yaml", info::specification),
     Route::get("/machine-config", info::machine),
@@ -302,6 +305,7 @@ fn dispatch(
             process,
             id,
             body: &request.body,
+            upgrade: request.upgrade.as_deref(),
             operation: None,
         };
         let handled = route.handle(&mut context);

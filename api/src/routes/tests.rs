@@ -647,3 +647,11 @@ proptest! {
         prop_assert!([200, 204, 400].contains(&status));
     }
 }
+
+#[test]
+fn debugger_needs_upgrade_of_connection() {
+    let response = Fixture::new().request("PUT", "/vm/debugger", b"{}");
+    let text = String::from_utf8_lossy(response.body()).into_owned();
+    assert_eq!(response.status(), 400);
+    assert!(text.contains("no header Upgrade: gdb"), "{text}");
+}

@@ -5,6 +5,7 @@
 
 mod action;
 mod boot;
+mod debugger;
 mod drive;
 mod field;
 mod info;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use action::{Action, ActionType, VmState, VmUpdate};
 pub use boot::{BootSource, DEFAULT_BOOT_ARGS, MAX_BOOT_ARGS};
+pub use debugger::Debugger;
 pub use drive::{CacheType, Drive, DriveUpdate, IoEngine};
 pub use field::{Error, Field, FieldType, Off, Rule, Schema, read};
 pub use info::{InstanceInfo, InstanceState, Version, VmConfiguration};

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::field::{Off, Rule};
 use super::{
-    Action, BootSource, DeviceStatus, Drive, DriveOverride, DriveUpdate, InstanceInfo, Logger,
+    Action, BootSource, Debugger, DeviceStatus, Drive, DriveOverride, DriveUpdate, InstanceInfo, Logger,
     MachineConfiguration, MachineConfigurationUpdate, MemBackend, Metrics, NetworkInterface,
     NetworkInterfaceUpdate, NetworkOverride, RateLimiter, RecordWorkingSet, ScaleToZero, ScaleToZeroAction,
     ScaleToZeroInfo, Serial, SnapshotCreate, SnapshotLoad, TokenBucket, UnclaimedAccess, VcpuRegisters,
@@ -246,7 +246,7 @@ const OTHERS: &str = "    Id:
       enum: [null]
 ";
 
-fn all() -> [Description; 33] {
+fn all() -> [Description; 34] {
     [
         InstanceInfo::description(),
         Version::description(),
@@ -272,6 +272,7 @@ fn all() -> [Description; 33] {
         Serial::description(),
         Action::description(),
         VmUpdate::description(),
+        Debugger::description(),
         ScaleToZeroInfo::description(),
         ScaleToZero::description(),
         ScaleToZeroAction::description(),

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{
-    Action, BootSource, DEFAULT_BOOT_ARGS, Drive, DriveUpdate, Error, Field, Logger, MachineConfiguration,
-    MachineConfigurationUpdate, Metrics, NetworkInterface, NetworkInterfaceUpdate, RateLimiter,
-    RecordWorkingSet, Rule, ScaleToZero, ScaleToZeroAction, Schema, Serial, SnapshotCreate, SnapshotLoad,
-    TokenBucket, VmUpdate, Vsock, field, read,
+    Action, BootSource, DEFAULT_BOOT_ARGS, Debugger, Drive, DriveUpdate, Error, Field, Logger,
+    MachineConfiguration, MachineConfigurationUpdate, Metrics, NetworkInterface, NetworkInterfaceUpdate,
+    RateLimiter, RecordWorkingSet, Rule, ScaleToZero, ScaleToZeroAction, Schema, Serial, SnapshotCreate,
+    SnapshotLoad, TokenBucket, VmUpdate, Vsock, field, read,
 };
 use crate::testing::{resolve, specification};
 
@@ -26,7 +26,7 @@ fn body_type<T: Schema>() -> Body {
     }
 }
 
-fn body_types() -> [Body; 17] {
+fn body_types() -> [Body; 18] {
     [
         body_type::<Action>(),
         body_type::<BootSource>(),
@@ -44,6 +44,7 @@ fn body_types() -> [Body; 17] {
         body_type::<SnapshotCreate>(),
         body_type::<SnapshotLoad>(),
         body_type::<VmUpdate>(),
+        body_type::<Debugger>(),
         body_type::<Vsock>(),
     ]
 }

@@ -44,6 +44,7 @@ fn request(method: Method, path: &str, body: &str) -> Result<Step, String> {
             path: path.to_owned(),
             query: None,
             body: body.into(),
+            upgrade: None,
         },
         last: false,
     })
@@ -269,6 +270,7 @@ fn any_request() -> impl Strategy<Value = (Result<Step, String>, Vec<u8>)> {
             path,
             query: None,
             body,
+            upgrade: None,
         };
         (Ok(Step::Request { request, last: false }), bytes)
     })
@@ -353,4 +355,15 @@ fn lone_line_feed_is_rejected() {
     assert!(matches!(first_line(b"ab\ncd\r\n", 9), Err(RequestError::LineEnd)));
     assert!(matches!(first_line(b"\n", 9), Err(RequestError::LineEnd)));
     assert_eq!(first_line(b"\r\n", 9).unwrap(), Some(&b""[..]));
+}
+
+#[test]
+fn requested_protocol_is_kept() {
+    let steps =
+        read_text("PUT /a HTTP/1.1\r\nConnection: Upgrade\r\nupgrade:  gdb \r\n\r\nGET /a HTTP/1.1\r\n\r\n");
+    let protocols = steps.iter().filter_map(|step| match step {
+        Ok(Step::Request { request, .. }) => Some(request.upgrade.as_deref()),
+        _ => None,
+    });
+    assert_eq!(protocols.collect::<Vec<_>>(), [Some("gdb"), None]);
 }

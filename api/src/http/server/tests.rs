@@ -533,3 +533,24 @@ fn client_that_is_not_admitted_is_closed() {
     fixture.server.admits = |_| true;
     fixture.expect_served();
 }
+
+#[test]
+fn handler_takes_connection_after_switch() {
+    let mut fixture = Fixture::new();
+    let mut client = fixture.client();
+    let request = "PUT /switch HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+    client.write_all(request.as_bytes()).unwrap();
+    fixture.serve_all();
+    let response = "HTTP/1.1 101 \r\nServer: Firecracker API\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+    assert_eq!(received(&mut client), (response.to_owned(), false));
+    assert_eq!(fixture.open(), 0);
+    let mut taken = fixture.handler.taken.take().unwrap();
+    client.write_all(b"GET /a HTTP/1.1\r\n\r\n").unwrap();
+    assert!(!fixture.events.is_ready(), "the server watches the connection");
+    let mut bytes = [0; 19];
+    taken.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"GET /a HTTP/1.1\r\n\r\n");
+    drop(taken);
+    assert_eq!(received(&mut client), (String::new(), true));
+    assert_eq!(fixture.handler.requests, 1);
+}
