@@ -14,16 +14,18 @@ use devices::PowerEvent;
 use vmm::ErrorChain;
 use vmm::boot;
 use vmm::control::{
-    self, Control, CrashDirectoryError, FileRole, IdlePolicy, LoadSnapshotError, OpenFile, ScaleToZeroConfig,
-    ScaleToZeroError, Service,
+    self, Control, CrashDirectoryError, DebugSettings, FileRole, IdlePolicy, LoadSnapshotError, OpenFile,
+    ScaleToZeroConfig, ScaleToZeroError, Service,
 };
+use vmm::debugger::{self, DebugAddress, DebugListener, ListenError};
 use vmm::event_loop::{self, ExitReason};
+use vmm::kvm;
 use vmm::memory::bus_error;
 use vmm::timeline::{Span, Timeline};
 use vmm::vcpu::{Location, StopReason};
 
 use crate::cli::args::firecracker::VERSION;
-use crate::cli::args::{SessionArgs, SuspendArgs};
+use crate::cli::args::{DebugArgs, SessionArgs, SuspendArgs};
 use crate::cli::hints::{self, OptionSet};
 use crate::crash;
 use crate::filters::{self, FileRules};
@@ -81,6 +83,12 @@ pub enum Error {
     /// The event loop failed.
     #[error("cannot run the VM")]
     Vm(#[source] event_loop::Error),
+    /// The debugger cannot listen.
+    #[error(transparent)]
+    Listen(ListenError),
+    /// The abilities of the host for a debugger cannot be found out.
+    #[error("cannot prepare the debugger")]
+    Probe(#[source] kvm::Error),
     /// A system call failed.
     #[error("cannot {operation}")]
     System {
@@ -204,6 +212,7 @@ pub struct SessionSetup {
     trace: Option<Trace>,
     suspend: SuspendArgs,
     crash_directory: Option<PathBuf>,
+    debug: Option<DebugSettings>,
 }
 
 impl SessionSetup {
@@ -219,7 +228,12 @@ impl SessionSetup {
     ) -> Result<Self, Error> {
         let files = FileRules {
             has_clients: session.socket.is_some(),
-            socket: session.socket.clone(),
+            sockets: session
+                .socket
+                .iter()
+                .chain(debug_path(&session.debug))
+                .cloned()
+                .collect(),
             outputs: session.log.path.iter().chain(recorded).cloned().collect(),
             snapshots: [&session.suspend.directory, &session.crash_directory]
                 .into_iter()
@@ -229,8 +243,10 @@ impl SessionSetup {
             ..FileRules::default()
         };
         filters::set_up(&session.isolation, files).map_err(Error::Filters)?;
+        let debug = open_debugger(&session.debug)?;
         let recorded = session.timings || session.trace.is_some() || api_options(&session).is_some();
-        Self::prepare_with(session, Arc::new(Timeline::new(started_at, recorded)))
+        let setup = Self::prepare_with(session, Arc::new(Timeline::new(started_at, recorded)))?;
+        Ok(Self { debug, ..setup })
     }
 
     /// Opens the files and the socket of `session`, for a VM with `timeline`.
@@ -252,6 +268,7 @@ impl SessionSetup {
             trace,
             suspend: session.suspend,
             crash_directory: session.crash_directory,
+            debug: None,
         })
     }
 
@@ -290,6 +307,9 @@ impl SessionSetup {
     ) -> Result<ExitReason, Error> {
         set_suspend(&mut control, self.suspend).map_err(|error| Error::Suspend(Box::new(error)))?;
         set_crash_directory(&mut control, self.crash_directory.as_deref())?;
+        if let Some(debug) = self.debug {
+            control.set_debugger(debug);
+        }
         let (end, unclaimed) = start_and_wait(control, self.api, owner, start)?;
         let spans = self.timeline.spans();
         if self.timings {
@@ -313,6 +333,33 @@ impl SessionSetup {
 pub fn set_crash_directory(control: &mut Control, directory: Option<&Path>) -> Result<(), Error> {
     let set = directory.map_or(Ok(()), |directory| control.set_crash_directory(directory));
     set.map_err(Error::CrashDirectory)
+}
+
+/// Returns the path of the socket for gdb.
+fn debug_path(args: &DebugArgs) -> Option<&PathBuf> {
+    match &args.address {
+        Some(DebugAddress::Unix(path)) => Some(path),
+        Some(DebugAddress::Tcp(_)) | None => None,
+    }
+}
+
+/// Listens for gdb, and finds out which means of debugging work: before the process loses the rights for both.
+fn open_debugger(args: &DebugArgs) -> Result<Option<DebugSettings>, Error> {
+    let Some(address) = &args.address else {
+        return Ok(None);
+    };
+    let listener = DebugListener::bind(address, args.is_public).map_err(Error::Listen)?;
+    let abilities = debugger::probe().map_err(Error::Probe)?;
+    let name = match (listener.path(), listener.port()) {
+        (Some(path), _) => path.display().to_string(),
+        (None, port) => format!(":{}", port.unwrap_or(0)),
+    };
+    print_message(&format!("gdb can attach: target remote {name}"));
+    Ok(Some(DebugSettings {
+        listener,
+        is_running: args.is_running,
+        abilities,
+    }))
 }
 
 /// Applies the options of the suspend.

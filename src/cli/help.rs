@@ -57,6 +57,20 @@ Isolation (docs/security.md):
     };
 }
 
+/// Options of the debugger, which several commands have.
+macro_rules! debug_options {
+    () => {
+        "\
+Debug the guest with gdb (docs/debugging.md):
+      --gdb ADDRESS     stop the guest before its next instruction, and wait for gdb at ADDRESS: the path of a unix
+                        socket, or HOST:PORT. In gdb: target remote ADDRESS (default none)
+      --gdb-nowait      let the guest run until gdb attaches
+      --gdb-public      permit an ADDRESS that other hosts reach: each client there controls the VM
+
+"
+    };
+}
+
 /// Options of the suspend, which several commands have.
 macro_rules! suspend_options {
     () => {
@@ -186,6 +200,7 @@ Log:
 
 ",
     suspend_options!(),
+    debug_options!(),
     isolation_options!(),
     "\
 Control the VM from other processes:
@@ -375,6 +390,7 @@ Prefetch a working set, the pages that a guest touches first:
 
 ",
     suspend_options!(),
+    debug_options!(),
     "\
 Further options:
       --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH, --allow DIR,

@@ -22,8 +22,8 @@ pub struct FileRules {
     pub allowed: Vec<PathBuf>,
     /// Clients may name any file: without an allowed directory, nothing is restricted.
     pub has_clients: bool,
-    /// Socket that the process removes at its end.
-    pub socket: Option<PathBuf>,
+    /// Sockets that the process removes at its end.
+    pub sockets: Vec<PathBuf>,
     /// Files that the process writes under their names: log and metrics, which SIGHUP opens again, and a recorded working set.
     pub outputs: Vec<PathBuf>,
     /// Directories in which the process creates snapshots: of a suspend and of a crash.
@@ -79,8 +79,8 @@ fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let allowed = rules.allowed.iter().map(|path| (path.as_path(), all & !never));
     let outputs = rules.outputs.iter().map(|path| (directory(path), write));
-    let socket = rules
-        .socket
+    let sockets = rules
+        .sockets
         .iter()
         .map(|path| (directory(path), AccessFs::RemoveFile.into()));
     let snapshots = rules.snapshots.iter().map(|path| (path.as_path(), all & !never));
@@ -95,7 +95,7 @@ fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
         .map(|path| (Path::new(path), read));
     for (path, rights) in allowed
         .chain(outputs)
-        .chain(socket)
+        .chain(sockets)
         .chain(snapshots)
         .chain(system)
     {

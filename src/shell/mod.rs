@@ -97,9 +97,9 @@ pub enum Error {
 pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
     let files = FileRules {
         has_clients: true,
-        socket: match &args.socket {
-            ShellSocket::Path(path) => Some(path.clone()),
-            ShellSocket::Descriptor(_) => None,
+        sockets: match &args.socket {
+            ShellSocket::Path(path) => vec![path.clone()],
+            ShellSocket::Descriptor(_) => Vec::new(),
         },
         ..FileRules::default()
     };

@@ -89,6 +89,7 @@ Act:
   cancel-suspend        cancel a suspend in progress; the guest goes on
   ready                 announce that the guest is ready: the cool-down of --idle-after begins
   flush-metrics         write a line to the metrics file, if one is configured
+  gdb                   connect gdb with the guest, which stops. In gdb: target remote | mayfly ctl gdb --api-sock PATH
 
 Change devices of a running guest:
   drive ID [--path PATH] [--bandwidth LIMIT] [--ops LIMIT]

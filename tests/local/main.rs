@@ -14,6 +14,7 @@
 //! | [`loader`] | damaged state files |
 //! | [`memory_limit`] | falling limits of the address space |
 //! | [`forged`] | state files of an attacker |
+//! | [`debugger`] | gdb attached to a VM |
 //! | [`docs`] | commands in the documentation |
 //! | [`faults`] | a start in which one system call fails |
 //! | [`filters`] | seccomp filters against the calls of mayfly |
@@ -46,6 +47,7 @@ mod command;
 mod console;
 mod core_dump;
 mod crash;
+mod debugger;
 mod docs;
 // Registers of the processor.
 #[cfg(target_arch = "x86_64")]

@@ -65,6 +65,11 @@ pub enum Error {
     /// Two options exclude each other.
     #[error("{0} and {1} exclude each other: prefetched pages would be recorded as touched; remove one")]
     Exclusive(&'static str, &'static str),
+    /// A shell has no listener for gdb.
+    #[error(
+        "--gdb and --shell exclude each other: a shell has no listener; remove one, or attach by mayfly ctl gdb"
+    )]
+    GdbInShell,
     /// A suspend has a place for its snapshot, and creates none.
     #[error(
         "--suspend-to and --stateless exclude each other: a stateless suspend creates no snapshot; remove one"

@@ -28,7 +28,7 @@ use crate::sibling;
 pub use error::Error;
 pub use firecracker::CORE_ON_CRASH;
 pub use run::RunArgs;
-pub use session::{SessionArgs, SuspendArgs};
+pub use session::{DebugArgs, SessionArgs, SuspendArgs};
 pub use shell::{ShellArgs, ShellSocket};
 pub use snapshot::{MEMORY, RestoreArgs, STATE, SnapshotArgs};
 

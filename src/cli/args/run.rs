@@ -59,7 +59,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<Box<RunArgs>>,
         }
     }
     run.config.kernel = kernel.ok_or(Error::NoKernel("run"))?;
-    run.session.suspend.check()?;
+    run.session.check()?;
     Ok(Some(Box::new(run)))
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use api::process::LoggerSettings;
 use vmm::control::MAX_COOLDOWN_MS;
+use vmm::debugger::DebugAddress;
 
 use super::error::{Error, lossy, syntax};
 use super::firecracker::{self, CORE_ON_CRASH};
@@ -24,6 +25,17 @@ pub struct SuspendArgs {
     pub max_cpu_percent: Option<u32>,
     /// A suspend ends the process without a snapshot.
     pub is_stateless: bool,
+}
+
+/// Options of the debugger.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DebugArgs {
+    /// Address of the listener for gdb.
+    pub address: Option<DebugAddress>,
+    /// The guest runs without gdb.
+    pub is_running: bool,
+    /// Other hosts may connect.
+    pub is_public: bool,
 }
 
 /// Options for measurements, the API socket and the log.
@@ -45,6 +57,8 @@ pub struct SessionArgs {
     pub suspend: SuspendArgs,
     /// Directory for a snapshot of a crash.
     pub crash_directory: Option<PathBuf>,
+    /// Options of the debugger.
+    pub debug: DebugArgs,
 }
 
 impl Default for SessionArgs {
@@ -58,12 +72,13 @@ impl Default for SessionArgs {
             isolation: Isolation::default(),
             suspend: SuspendArgs::default(),
             crash_directory: None,
+            debug: DebugArgs::default(),
         }
     }
 }
 
 /// Names of the options.
-pub const OPTIONS: [&str; 15] = [
+pub const OPTIONS: [&str; 18] = [
     "--timings",
     "--trace",
     "--api-sock",
@@ -75,6 +90,9 @@ pub const OPTIONS: [&str; 15] = [
     IDLE_CPU,
     STATELESS,
     CORE_ON_CRASH,
+    GDB,
+    GDB_NOWAIT,
+    GDB_PUBLIC,
     "--no-seccomp",
     "--seccomp-filter",
     "--keep-capabilities",
@@ -85,6 +103,11 @@ const SUSPEND_TO: &str = "--suspend-to";
 const IDLE_AFTER: &str = "--idle-after";
 const IDLE_CPU: &str = "--idle-cpu";
 const STATELESS: &str = "--stateless";
+/// Address of the listener for gdb.
+pub const GDB: &str = "--gdb";
+const GDB_NOWAIT: &str = "--gdb-nowait";
+/// Permission for gdb on other hosts.
+pub const GDB_PUBLIC: &str = "--gdb-public";
 
 /// Option that may be given several times.
 const ALLOW: &str = "--allow";
@@ -117,15 +140,36 @@ impl SessionArgs {
             }
             CORE_ON_CRASH => self.crash_directory = Some(path(parser, command)?),
             STATELESS => self.suspend.is_stateless = true,
+            GDB => self.debug.address = Some(value(parser, command, name)?),
+            GDB_NOWAIT => self.debug.is_running = true,
+            GDB_PUBLIC => self.debug.is_public = true,
             name => parse_isolation(&mut self.isolation, parser, command, name)?,
         }
         Ok(())
     }
 }
 
-impl SuspendArgs {
+impl SessionArgs {
     /// Checks the options against each other.
     pub fn check(&self) -> Result<(), Error> {
+        self.debug.check()?;
+        self.suspend.check()
+    }
+}
+
+impl DebugArgs {
+    fn check(&self) -> Result<(), Error> {
+        let required = [(self.is_running, GDB_NOWAIT), (self.is_public, GDB_PUBLIC)];
+        match required.into_iter().find(|(is_given, _)| *is_given) {
+            Some((_, option)) if self.address.is_none() => Err(Error::Requires(option, GDB)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl SuspendArgs {
+    /// Checks the options against each other.
+    fn check(&self) -> Result<(), Error> {
         if self.directory.is_some() && self.is_stateless {
             return Err(Error::Stateless);
         }

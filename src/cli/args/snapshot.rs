@@ -96,7 +96,10 @@ pub(super) fn parse_restore(parser: &mut lexopt::Parser) -> Result<Option<Box<Re
     restore.params.memory = MemorySource::File(directory.join(MEMORY));
     restore.params.generations = Some(directory);
     set_length(&mut restore.params, length)?;
-    restore.session.suspend.check()?;
+    restore.session.check()?;
+    if restore.shell.is_some() && restore.session.debug.address.is_some() {
+        return Err(Error::GdbInShell);
+    }
     Ok(Some(Box::new(restore)))
 }
 

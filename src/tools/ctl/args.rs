@@ -55,6 +55,8 @@ pub enum CtlCommand {
     CancelSuspend,
     /// Announce that the guest is ready.
     Ready,
+    /// Connect gdb on stdin and stdout with the VM.
+    Gdb,
     /// Change a drive or an interface.
     Change {
         /// `drives` or `network-interfaces`.
@@ -261,6 +263,7 @@ fn command(
         "delete" => CtlCommand::Delete(next(INSTANCE)?),
         "cancel-suspend" => CtlCommand::CancelSuspend,
         "ready" => CtlCommand::Ready,
+        "gdb" => CtlCommand::Gdb,
         "drive" => drive(next("the name of a drive")?, options)?,
         "net" => net(next("the name of a network interface")?, options)?,
         "request" => CtlCommand::Request {

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `instances` | instances of a supervisor |
 //! | `args` | the command line, and [`Ctl`], its result |
+//! | `gdb` | gdb on stdin and stdout |
 //! | `request` | a request, its response, and the errors of both |
 //! | `status` | status of vCPUs and devices as tables |
 //! | `tables` | responses as tables |
 
 pub mod args;
+mod gdb;
 mod instances;
 mod request;
 mod status;
@@ -58,6 +60,7 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
             server.execute(&suspend("Cancel"), "suspend cancelled; the guest goes on")
         }
         CtlCommand::Ready => server.execute(&suspend("Ready"), "ready; the cool-down begins"),
+        CtlCommand::Gdb => gdb::connect(&ctl.socket, ctl.timeout),
         CtlCommand::Change { kind, id, body } => {
             let path = format!("/{kind}/{}", request::encode_segment(id));
             server.execute(&Request::patch(&path, body), "changed")

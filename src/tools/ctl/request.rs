@@ -73,6 +73,15 @@ pub enum Error {
         /// Limit of the wait.
         timeout: Duration,
     },
+    /// The connection of a debugger has failed.
+    #[error("cannot {operation} for gdb")]
+    Gdb {
+        /// Failed operation.
+        operation: &'static str,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
     /// The body cannot be read.
     #[error("cannot read the request body from stdin")]
     Stdin(#[source] io::Error),
@@ -149,7 +158,7 @@ impl Request {
 }
 
 /// Returns the reason in the body of a rejection. Firecracker reports errors of its HTTP server under the second key.
-fn rejection(response: &ClientResponse) -> Option<String> {
+pub(super) fn rejection(response: &ClientResponse) -> Option<String> {
     let body: Value = serde_json::from_slice(&response.body).ok()?;
     let text = ["fault_message", "error"]
         .iter()

@@ -73,6 +73,7 @@ const SCENARIOS: &[&str] = &[
     "command::triple_fault_is_reported",
     "console::escape_key_ends_paused_guest",
     "console::shell_adopts_terminal_of_client",
+    "debugger::attach::running_vm_is_debugged_over_its_api_socket",
     "isolation::api_opens_files_in_allowed_directories_alone",
     "network::guest_with_kernel_irqchip_serves_page",
     "network::passt_ends_with_vm",

@@ -1,0 +1,132 @@
+//! Attach to a running VM by its API socket.
+
+use std::io::{self, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use super::client::Gdb;
+use crate::api::http::NO_CONTENT;
+use crate::api::served::{ApiProcess, PAUSED, RESUMED};
+use crate::guests::program;
+
+/// `mayfly ctl gdb`, as gdb runs it in a pipe.
+struct Pipe {
+    input: ChildStdin,
+    output: ChildStdout,
+    _child: scratch::KillOnDrop,
+}
+
+impl Pipe {
+    fn start(process: &ApiProcess) -> Self {
+        let mut command = ctl(process);
+        let mut child: Child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            input: child.stdin.take().unwrap(),
+            output: child.stdout.take().unwrap(),
+            _child: scratch::KillOnDrop(child),
+        }
+    }
+
+    /// Connects once an earlier debugger has detached: the reply to its last packet precedes the end of its session.
+    fn connect(process: &ApiProcess) -> Self {
+        scratch::wait_for("the end of the earlier session", || {
+            let mut pipe = Self::start(process);
+            // Acknowledged by the VM alone.
+            let _ = pipe.input.write_all(b"$?#3f");
+            let mut byte = [0];
+            loop {
+                match pipe.output.read(&mut byte) {
+                    Ok(1) if byte[0] == b'#' => break,
+                    Ok(1) => {}
+                    _ => return None,
+                }
+            }
+            // The checksum.
+            pipe.output.read_exact(&mut [0; 2]).ok()?;
+            pipe.input.write_all(b"+").ok()?;
+            Some(pipe)
+        })
+    }
+}
+
+impl Read for Pipe {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.output.read(bytes)
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.input.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.input.flush()
+    }
+}
+
+fn ctl(process: &ApiProcess) -> Command {
+    let mut command = Command::new(program());
+    command.args(["ctl", "gdb", "--api-sock"]).arg(process.socket());
+    command
+}
+
+#[test]
+fn running_vm_is_debugged_over_its_api_socket() {
+    scratch::limited(|| {
+        let process = ApiProcess::start();
+        let refused = scratch::run(ctl(&process).stdin(Stdio::null()));
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && text.contains("the VM is not started"),
+            "{text}"
+        );
+        process.set_kernel("loop.elf");
+        process.run_action("InstanceStart");
+        let mut gdb = Gdb::with(Pipe::connect(&process));
+        let ip = gdb.ip();
+        assert!(ip > 0);
+        // Each call of KVM for registers.
+        let registers = match cfg!(target_arch = "x86_64") {
+            true => [
+                ("r15", 7),
+                ("fs_base", 0x1000),
+                ("k_gs_base", 0x2000),
+                ("fctrl", 0x33f),
+            ],
+            false => [
+                ("x28", 7),
+                ("TPIDR_EL0", 0x1000),
+                ("VBAR_EL1", 0x2000),
+                ("fpsr", 1),
+            ],
+        };
+        for (name, value) in registers {
+            gdb.set_register(name, value);
+            assert_eq!(gdb.register(name), value, "{name}");
+        }
+        // The API serves a VM that its debugger has stopped, and one debugger alone.
+        let refused = scratch::run(ctl(&process).stdin(Stdio::null()));
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(text.contains("another one is attached"), "{text}");
+        let response = process.request("PUT", "/vm/debugger", "{}").text;
+        assert!(response.contains("no header Upgrade"), "{response}");
+        assert_eq!(process.state(), "Running");
+        assert_eq!(process.request("PATCH", "/vm", PAUSED).text, NO_CONTENT);
+        assert_eq!(gdb.ip(), ip);
+        gdb.send("vCont;c");
+        assert_eq!(process.request("PATCH", "/vm", RESUMED).text, NO_CONTENT);
+        gdb.send_raw(&[3]);
+        assert!(gdb.receive().starts_with("T02"));
+        gdb.expect_ok("D");
+        drop(gdb);
+        // The next one.
+        let mut gdb = Gdb::with(Pipe::connect(&process));
+        assert!(gdb.request("?").starts_with("T05"));
+        gdb.send("k");
+        scratch::wait_until("the end of the VM", || !process.socket().exists());
+    });
+}

@@ -1,0 +1,312 @@
+//! gdb attached to a VM: stops, registers, memory, threads and ends.
+
+mod attach;
+mod client;
+mod real;
+mod snapshots;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use client::{Gdb, symbol};
+use scratch::Directory;
+
+use crate::guest::Running;
+use crate::guests::{file, program};
+
+/// A VM with a listener for gdb.
+struct Debugged {
+    directory: Directory,
+    running: Running,
+}
+
+impl Debugged {
+    /// Runs the guest `name`, which waits for gdb.
+    fn run(name: &str, options: &[&str]) -> Self {
+        Self::start(&[&["run", &file(name)], options].concat())
+    }
+
+    /// Starts mayfly with a listener for gdb.
+    fn start(arguments: &[&str]) -> Self {
+        let directory = Directory::new();
+        let mut command = Command::new(program());
+        command
+            .args(arguments)
+            .args(["--gdb", &directory.text("gdb")])
+            .stdin(Stdio::null());
+        Self {
+            running: Running::start(&mut command),
+            directory,
+        }
+    }
+
+    fn connect(&self) -> Gdb {
+        Gdb::connect(&self.directory.path("gdb"))
+    }
+}
+
+/// Returns the address of `name` in the guest `debug.elf`.
+fn address(name: &str) -> u64 {
+    symbol(&file("debug.elf"), name)
+}
+
+#[test]
+fn guest_waits_at_first_instruction_and_runs_to_its_end() {
+    let mut vm = Debugged::run("debug.elf", &[]);
+    let mut gdb = vm.connect();
+    let mode = fs::metadata(vm.directory.path("gdb"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(gdb.request("?").starts_with("T05"));
+    let entry = symbol(&file("debug.elf"), "image_start");
+    assert!(gdb.ip() >= entry);
+    assert_eq!(vm.running.rest(), "");
+    assert_eq!(gdb.resume(), "W00");
+    vm.running.expect("ok debug\n");
+    vm.running.expect_exit(0);
+    assert!(!vm.directory.path("gdb").exists(), "the socket is left");
+}
+
+#[test]
+fn breakpoint_stops_at_function_with_its_registers_and_memory() {
+    let mut vm = Debugged::run("debug.elf", &[]);
+    let mut gdb = vm.connect();
+    let (inner, watched) = (address("inner"), address("watched"));
+    assert_eq!(gdb.set_breakpoint(inner), "OK");
+    for round in 0..2 {
+        let stop = gdb.resume();
+        assert!(stop.starts_with("T05") && stop.contains("swbreak"), "{stop}");
+        assert_eq!((gdb.ip(), gdb.argument()), (inner, round + 1));
+        // The breakpoint would stop the vCPU again.
+        gdb.remove_breakpoint(inner);
+        gdb.step(1);
+        assert_ne!(gdb.ip(), inner);
+        assert_eq!(gdb.set_breakpoint(inner), "OK");
+    }
+    assert_eq!(gdb.word(watched), 3);
+    // The loop ends after the third round.
+    gdb.set_word(address("rounds"), 3);
+    let error = gdb.request("m8000000000000000,8");
+    assert!(error.starts_with('E'), "an address without memory: {error}");
+    assert!(gdb.resume().starts_with("T05"));
+    gdb.set_register(if cfg!(target_arch = "x86_64") { "rdi" } else { "x0" }, 100);
+    assert_eq!(gdb.argument(), 100);
+    gdb.remove_breakpoint(inner);
+    assert_eq!(gdb.resume(), "W00");
+    vm.running.expect("round 1: ");
+    // 100 in place of 3: inner returns 301, middle 602, outer 602 + 300, second 903.
+    vm.running.expect("round 2: 903\nok debug\n");
+    vm.running.expect_exit(0);
+}
+
+#[test]
+fn steps_follow_the_instructions_of_a_function() {
+    let mut vm = Debugged::run("debug.elf", &[]);
+    let mut gdb = vm.connect();
+    let (inner, middle) = (address("inner"), address("middle"));
+    assert_eq!(gdb.set_breakpoint(middle), "OK");
+    assert!(gdb.resume().starts_with("T05"));
+    gdb.remove_breakpoint(middle);
+    let mut steps = 0;
+    while gdb.ip() != inner {
+        gdb.step(1);
+        steps += 1;
+        assert!(steps < 50, "{:#x}", gdb.ip());
+    }
+    // A range is left by its end alone.
+    let stop = gdb.request(&format!("vCont;r{inner:x},{:x}:1", inner + 8));
+    assert!(stop.starts_with("T05"), "{stop}");
+    assert!(!(inner..inner + 8).contains(&gdb.ip()), "{:#x}", gdb.ip());
+    // Without a gap: the debugger kills the VM.
+    gdb.send("k");
+    vm.running.expect_exit(0);
+}
+
+#[test]
+fn breakpoints_beyond_the_registers_are_in_memory_or_rejected() {
+    let mut vm = Debugged::run("debug.elf", &[]);
+    let mut gdb = vm.connect();
+    let (inner, guest) = (address("inner"), address("guest"));
+    let mut count = 0;
+    // Functions that are not called, until no register is free.
+    let unused = |number: u64| guest + 0x1000 + 4 * number;
+    let before = gdb.word(unused(0));
+    while gdb.request(&format!("Z1,{:x},4", unused(count))) == "OK" {
+        count += 1;
+        assert!(count <= 16, "more registers than any processor has");
+    }
+    assert!(count >= 2, "{count} registers");
+    let set = gdb.set_breakpoint(inner);
+    if set == "OK" {
+        // An instruction in memory.
+        let stop = gdb.resume();
+        assert!(stop.contains("swbreak"), "{stop}");
+        assert_eq!((gdb.ip(), gdb.argument()), (inner, 1));
+        gdb.remove_breakpoint(inner);
+    } else {
+        // KVM on this host leaves the instruction to the guest.
+        println!("no breakpoints in memory on this host");
+        assert!(set.starts_with('E'), "{set}");
+    }
+    assert_eq!(gdb.word(unused(0)), before);
+    for number in 0..count {
+        gdb.expect_ok(&format!("z1,{:x},4", unused(number)));
+    }
+    assert_eq!(gdb.resume(), "W00");
+    vm.running.expect("ok debug\n");
+    vm.running.expect_exit(0);
+}
+
+#[test]
+fn watchpoints_stop_at_write_or_are_not_offered() {
+    let mut vm = Debugged::run("debug.elf", &[]);
+    let mut gdb = vm.connect();
+    let watched = address("watched");
+    let set = gdb.request(&format!("Z2,{watched:x},8"));
+    if set == "OK" {
+        for round in 0..2 {
+            let stop = gdb.resume();
+            assert!(
+                stop.contains(&format!("watch:{watched:x}")) || stop.contains("watch:"),
+                "{stop}"
+            );
+            assert_eq!(gdb.word(watched), 3 * (round + 1));
+        }
+        gdb.expect_ok(&format!("z2,{watched:x},8"));
+    } else {
+        // gdb then steps through the guest.
+        println!("no watchpoints on this host");
+        assert_eq!(set, "");
+    }
+    assert_eq!(gdb.resume(), "W00");
+    vm.running.expect_exit(0);
+}
+
+#[test]
+fn interrupt_stops_a_loop_and_detach_lets_it_run() {
+    let mut vm = Debugged::run("loop.elf", &["--gdb-nowait"]);
+    vm.running.expect("looping\n");
+    let mut gdb = vm.connect();
+    assert!(gdb.request("?").starts_with("T05"));
+    gdb.send("vCont;c");
+    gdb.send_raw(&[3]);
+    let stop = gdb.receive();
+    assert!(stop.starts_with("T02"), "{stop}");
+    let text = gdb.monitor("exits");
+    assert!(text.contains("vCPU 0: io_in "), "{text}");
+    assert!(gdb.monitor("help").contains("snapshot DIR"));
+    assert!(gdb.monitor("x").contains("is unknown"));
+    gdb.expect_ok("D");
+    drop(gdb);
+    // The next debugger, and one that breaks off with a breakpoint.
+    let mut gdb = vm.connect();
+    let ip = gdb.ip();
+    assert_eq!(gdb.set_breakpoint(ip), "OK");
+    drop(gdb);
+    let mut gdb = vm.connect();
+    gdb.send("vCont;c");
+    gdb.send_raw(&[3]);
+    let stop = gdb.receive();
+    assert!(stop.starts_with("T02"), "the breakpoint is left: {stop}");
+    drop(gdb);
+    vm.running.terminate();
+}
+
+#[test]
+fn vcpus_are_threads() {
+    let mut vm = Debugged::run("smp.elf", &["--cpus", "2"]);
+    let mut gdb = vm.connect();
+    assert_eq!(gdb.request("qfThreadInfo"), "m01,02");
+    assert!(gdb.request("qThreadExtraInfo,1").starts_with("76435055"), "vCPU");
+    let other = symbol(&file("smp.elf"), "other_cpu");
+    assert_eq!(gdb.set_breakpoint(other), "OK");
+    let stop = gdb.resume();
+    assert!(stop.starts_with("T05thread:02"), "{stop}");
+    gdb.select(1);
+    let first = gdb.ip();
+    gdb.select(2);
+    assert_eq!(gdb.ip(), other);
+    gdb.remove_breakpoint(other);
+    gdb.step(2);
+    gdb.select(1);
+    assert_eq!(gdb.ip(), first, "the other vCPU ran during a step");
+    assert_eq!(gdb.resume(), "W00");
+    vm.running.expect("ok smp 2 cpus\n");
+    vm.running.expect_exit(0);
+}
+
+#[test]
+fn end_of_the_vm_ends_the_session() {
+    let mut vm = Debugged::run("loop.elf", &[]);
+    let mut gdb = vm.connect();
+    gdb.send("vCont;c");
+    vm.running.expect("looping\n");
+    vm.running.terminate();
+    assert_eq!(gdb.receive(), "W00");
+    // While gdb has stopped the guest, too, and before it attaches.
+    let mut vm = Debugged::run("loop.elf", &[]);
+    let gdb = vm.connect();
+    vm.running.terminate();
+    drop(gdb);
+    let mut vm = Debugged::run("loop.elf", &[]);
+    scratch::wait_until("the socket", || vm.directory.path("gdb").exists());
+    vm.running.terminate();
+}
+
+#[test]
+fn crash_stops_before_the_end() {
+    if cfg!(not(target_arch = "x86_64")) {
+        // No exception ends a guest of aarch64.
+        return;
+    }
+    let mut vm = Debugged::run("end-triple.elf", &[]);
+    let mut gdb = vm.connect();
+    let stop = gdb.resume();
+    assert!(stop.starts_with("T0b"), "{stop}");
+    assert!(gdb.ip() > 0);
+    assert_eq!(gdb.resume(), "W01");
+    vm.running.expect_exit(120);
+}
+
+#[test]
+fn port_is_open_to_this_host_alone() {
+    let mut command = Command::new(program());
+    command
+        .args(["run", &file("hello.elf"), "--gdb", "127.0.0.1:0", "--api-sock"])
+        .stdin(Stdio::null());
+    let directory = Directory::new();
+    let running = Running::start(command.arg(directory.text("api")));
+    let port = scratch::wait_for("the port", || listening_port(running.id()));
+    let mut gdb = Gdb::connect_port(port);
+    assert_eq!(gdb.resume(), "W00");
+    let refused = |address: &str| {
+        let mut command = Command::new(program());
+        command.args(["run", &file("hello.elf"), "--gdb", address]);
+        let output = scratch::run(&mut command);
+        assert_eq!(output.status.code(), Some(1), "{address}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let error = refused("0.0.0.0:0");
+    assert!(error.contains("would control the VM"), "{error}");
+    let error = refused("/missing/directory/gdb");
+    assert!(error.contains("cannot listen for gdb"), "{error}");
+}
+
+/// Returns the port on which a process listens.
+fn listening_port(process: u32) -> Option<u16> {
+    let sockets: Vec<_> = fs::read_dir(format!("/proc/{process}/fd"))
+        .ok()?
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .collect();
+    let table = fs::read_to_string(format!("/proc/{process}/net/tcp")).ok()?;
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let socket = format!("socket:[{}]", fields[9]);
+        let is_own = fields[3] == "0A" && sockets.iter().any(|own| own.to_str() == Some(&socket));
+        let (_, port) = fields[1].split_once(':')?;
+        is_own.then(|| u16::from_str_radix(port, 16).ok())?
+    })
+}
