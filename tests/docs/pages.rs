@@ -13,12 +13,13 @@
 //! A `text` block after `<!-- output -->` lists lines that the block before it prints, in this order.
 
 /// Every page with commands, with its path in the repository.
-pub const PAGES: [(&str, &str); 15] = [
+pub const PAGES: [(&str, &str); 16] = [
     ("README.md", include_str!("../../README.md")),
     ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
     ("SECURITY.md", include_str!("../../SECURITY.md")),
     ("docs/architecture.md", include_str!("../../docs/architecture.md")),
     ("docs/crashes.md", include_str!("../../docs/crashes.md")),
+    ("docs/debugging.md", include_str!("../../docs/debugging.md")),
     (
         "docs/firecracker-compatibility.md",
         include_str!("../../docs/firecracker-compatibility.md"),

@@ -16,6 +16,7 @@ const TIMEOUT: &str = "300";
 scenarios! {
     readme => run("README.md");
     crashes => run("docs/crashes.md");
+    debugging => run("docs/debugging.md");
     firecracker_compatibility => run("docs/firecracker-compatibility.md");
     guests => run("docs/guests.md");
     install => run("docs/install.md");
