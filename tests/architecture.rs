@@ -160,6 +160,7 @@ const UNSAFE: &[&str] = &[
     "src/standby/sys.rs",
     "src/terminal/mod.rs",
     "src/tools/sys.rs",
+    "vmm/src/arch/aarch64/cache.rs",
     "vmm/src/arch/aarch64/clock.rs",
     "vmm/src/arch/aarch64/gic_state.rs",
     "vmm/src/arch/aarch64/vcpu.rs",

@@ -7,6 +7,7 @@ use gdb::PointKind;
 use kvm_bindings::kvm_debug_exit_arch;
 use kvm_ioctls::{Kvm, VcpuFd};
 use snapshot::GuestMemory;
+use vm_memory::GuestAddress;
 
 use crate::kvm;
 
@@ -18,8 +19,8 @@ pub const TRANSLATION_UNIT: u64 = 4096;
 pub enum DebugExit {
     /// Single step.
     Step,
-    /// Breakpoint instruction.
-    Software,
+    /// Breakpoint instruction, with its operand.
+    Software(u16),
     /// Breakpoint of a debug register.
     Hardware,
     /// Watchpoint with this index among the hardware points.
@@ -121,9 +122,15 @@ pub trait DebugCpu {
     /// [`kvm::Error::Call`]
     fn set_debug(vcpu: &VcpuFd, control: &DebugControl) -> Result<(), kvm::Error>;
 
-    /// Sets the same as [`set_debug`](Self::set_debug), and passes the exception of a breakpoint instruction to the guest. Returns false
-    /// if KVM cannot.
-    fn pass_breakpoint(vcpu: &VcpuFd, control: &DebugControl) -> bool;
+    /// Sets the same as [`set_debug`](Self::set_debug), and passes the exception of the breakpoint instruction with `operand`, at the
+    /// instruction pointer, to the guest.
+    ///
+    /// # Errors
+    /// [`kvm::Error::Call`]
+    fn pass_breakpoint(vcpu: &VcpuFd, control: &DebugControl, operand: u16) -> Result<(), kvm::Error>;
+
+    /// Makes `length` bytes at `address`, which this thread has written, visible to vCPUs as instructions.
+    fn sync_instructions(memory: &GuestMemory, address: GuestAddress, length: usize);
 
     /// Finds out which means of debugging work on this host, by a VM of its own with some instructions.
     ///

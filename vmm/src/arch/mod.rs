@@ -56,10 +56,12 @@ use crate::kvm::{self, Kick, RunPage};
 ///
 /// | module | contents |
 /// |---|---|
+/// | `cache` | caches of instructions |
 /// | `clock` | counters of the timers in a snapshot |
 /// | `core_state` | state of vCPUs for an ELF core |
 /// | `debug` | registers, breakpoints and probe of a debugger |
 /// | `device_tree` | the device tree |
+/// | `exception` | entry of an exception of the guest |
 /// | `gic` | interrupt controller |
 /// | `gic_state` | its state in a snapshot |
 /// | `gic_version` | choice of its version |
@@ -73,11 +75,14 @@ use crate::kvm::{self, Kick, RunPage};
 #[cfg(any(target_arch = "aarch64", test))]
 pub mod aarch64 {
     #[cfg(target_arch = "aarch64")]
+    pub mod cache;
+    #[cfg(target_arch = "aarch64")]
     pub mod clock;
     pub mod core_state;
     #[cfg(target_arch = "aarch64")]
     pub mod debug;
     pub mod device_tree;
+    pub mod exception;
     #[cfg(target_arch = "aarch64")]
     pub mod gic;
     #[cfg(target_arch = "aarch64")]

@@ -177,10 +177,10 @@ impl<'a> VmDebuggee<'a> {
                 }
                 StopKind::Step
             }
-            DebugExit::Software => match at_breakpoint() {
+            DebugExit::Software(operand) => match at_breakpoint() {
                 Some(_) => StopKind::SoftwareBreakpoint,
                 // An instruction of the guest.
-                None if self.pass_to_guest(vcpu) => return None,
+                None if self.pass_to_guest(vcpu, operand) => return None,
                 None => StopKind::Step,
             },
             DebugExit::Hardware => match at_breakpoint() {
@@ -198,13 +198,13 @@ impl<'a> VmDebuggee<'a> {
         })
     }
 
-    /// Passes the exception of a breakpoint instruction to the guest. Returns false if KVM cannot.
-    fn pass_to_guest(&self, vcpu: usize) -> bool {
+    /// Passes the exception of the breakpoint instruction with `operand` to the guest. Returns false if KVM cannot.
+    fn pass_to_guest(&self, vcpu: usize, operand: u16) -> bool {
         let control = self.control(vcpu);
-        let passed = self
-            .machine
-            .call_vcpu(vcpu, move |vcpu| NativeCpu::pass_breakpoint(vcpu, &control));
-        passed == Some(true)
+        let passed = self.machine.call_vcpu(vcpu, move |vcpu| {
+            NativeCpu::pass_breakpoint(vcpu, &control, operand)
+        });
+        matches!(passed, Some(Ok(())))
     }
 
     /// Returns the settings of `vcpu` for the present points and its last action.
@@ -304,7 +304,11 @@ impl Debuggee for VmDebuggee<'_> {
         });
         exists == bytes.len()
             && self.for_pages(vcpu, address, bytes.len(), |physical, part| {
-                memory.write_slice(&bytes[part], GuestAddress(physical)).is_ok()
+                let (address, length) = (GuestAddress(physical), part.len());
+                let is_written = memory.write_slice(&bytes[part], address).is_ok();
+                // The user may change instructions.
+                NativeCpu::sync_instructions(memory, address, length);
+                is_written
             }) == bytes.len()
     }
 

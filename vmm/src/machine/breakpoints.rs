@@ -37,7 +37,7 @@ impl MemoryBreakpoints {
             return false;
         }
         let mut placed = lock(&self.0);
-        if !placed.is_lifted && memory.write_slice(NativeCpu::BREAKPOINT, address).is_err() {
+        if !placed.is_lifted && !write(memory, NativeCpu::BREAKPOINT, address) {
             return false;
         }
         placed.breakpoints.push(MemoryBreakpoint { address, original });
@@ -76,7 +76,7 @@ impl MemoryBreakpoints {
         if std::mem::replace(&mut placed.is_lifted, false) {
             for breakpoint in &placed.breakpoints {
                 // The memory existed when the breakpoint was added.
-                let _ = memory.write_slice(NativeCpu::BREAKPOINT, breakpoint.address);
+                let _ = write(memory, NativeCpu::BREAKPOINT, breakpoint.address);
             }
         }
     }
@@ -85,8 +85,15 @@ impl MemoryBreakpoints {
 impl MemoryBreakpoint {
     fn restore(&self, memory: &GuestMemory) {
         // The memory existed when the breakpoint was added.
-        let _ = memory.write_slice(&self.original, self.address);
+        let _ = write(memory, &self.original, self.address);
     }
+}
+
+/// Writes an instruction. Returns false if the memory does not exist.
+fn write(memory: &GuestMemory, instruction: &[u8], address: GuestAddress) -> bool {
+    let written = memory.write_slice(instruction, address);
+    NativeCpu::sync_instructions(memory, address, instruction.len());
+    written.is_ok()
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use snapshot::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::cache;
+use super::exception;
 use super::paging::Paging;
 use super::platform::Aarch64;
 use super::registers::{core_register, system_register};
@@ -37,6 +39,7 @@ const SCTLR_EL1: u64 = system_register(3, 0, 1, 0, 0);
 const TTBR0_EL1: u64 = system_register(3, 0, 2, 0, 0);
 const TTBR1_EL1: u64 = system_register(3, 0, 2, 0, 1);
 const TCR_EL1: u64 = system_register(3, 0, 2, 0, 2);
+const ESR_EL1: u64 = system_register(3, 0, 5, 2, 0);
 const VBAR_EL1: u64 = system_register(3, 0, 12, 0, 0);
 const ID_AA64DFR0_EL1: u64 = system_register(3, 0, 0, 5, 0);
 
@@ -50,7 +53,7 @@ const SYSTEM: [u64; 16] = [
     TTBR0_EL1,
     TTBR1_EL1,
     TCR_EL1,
-    system_register(3, 0, 5, 2, 0),
+    ESR_EL1,
     system_register(3, 0, 6, 0, 0),
     system_register(3, 0, 10, 2, 0),
     VBAR_EL1,
@@ -74,6 +77,8 @@ const BREAKPOINT: u32 = 0x30;
 const STEP: u32 = 0x32;
 const WATCHPOINT: u32 = 0x34;
 const INSTRUCTION: u32 = 0x3c;
+/// ESR_ELx: the instruction has 32 bits.
+const SYNDROME_IL: u64 = 1 << 25;
 
 /// Control register of a breakpoint or watchpoint: enabled, at EL0 and EL1.
 const ENABLED: u64 = 1 | 3 << 1;
@@ -175,7 +180,7 @@ impl DebugCpu for Aarch64 {
         match exit.hsr >> 26 {
             BREAKPOINT => DebugExit::Hardware,
             WATCHPOINT => DebugExit::WatchAddress(exit.far),
-            INSTRUCTION => DebugExit::Software,
+            INSTRUCTION => DebugExit::Software(operand(exit.hsr)),
             STEP => DebugExit::Step,
             _ => DebugExit::Step,
         }
@@ -208,14 +213,37 @@ impl DebugCpu for Aarch64 {
         set.map_err(failed("KVM_SET_GUEST_DEBUG"))
     }
 
-    fn pass_breakpoint(_: &VcpuFd, _: &DebugControl) -> bool {
+    fn pass_breakpoint(vcpu: &VcpuFd, control: &DebugControl, operand: u16) -> Result<(), kvm::Error> {
+        Self::set_debug(vcpu, control)?;
         // KVM injects no exception of BRK.
-        false
+        let (pc, pstate) = (vcpu::get(vcpu, PC)?, vcpu::get(vcpu, PSTATE)?);
+        let (offset, entered) = exception::enter(pstate, vcpu::get(vcpu, SCTLR_EL1)?);
+        let vector = vcpu::get(vcpu, VBAR_EL1)?.wrapping_add(offset);
+        let syndrome = u64::from(INSTRUCTION) << 26 | SYNDROME_IL | u64::from(operand);
+        for (register, value) in [
+            (ESR_EL1, syndrome),
+            (ELR_EL1, pc),
+            (SPSR_EL1, pstate),
+            (PC, vector),
+            (PSTATE, entered),
+        ] {
+            vcpu::set(vcpu, register, value)?;
+        }
+        Ok(())
+    }
+
+    fn sync_instructions(memory: &GuestMemory, address: GuestAddress, length: usize) {
+        cache::sync_instructions(memory, address, length);
     }
 
     fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
         probe(kvm)
     }
+}
+
+/// Returns the operand of BRK in its syndrome.
+fn operand(syndrome: u32) -> u16 {
+    u16::try_from(syndrome & 0xffff).unwrap_or(0)
 }
 
 fn is_breakpoint(point: &HardwarePoint) -> bool {
@@ -375,7 +403,7 @@ fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
             vec![watchpoint],
             DebugExit::WatchAddress(PROBE_DATA),
         )?,
-        has_software_breakpoints: stops(&mut vcpu, PROBE_BASE + 4, Vec::new(), DebugExit::Software)?,
+        has_software_breakpoints: stops(&mut vcpu, PROBE_BASE + 4, Vec::new(), DebugExit::Software(0))?,
     })
 }
 

@@ -14,6 +14,7 @@ use gdb::PointKind;
 use kvm_bindings::kvm_debug_exit_arch;
 use kvm_ioctls::{Kvm, VcpuFd};
 use snapshot::GuestMemory;
+use vm_memory::GuestAddress;
 
 use super::X86_64;
 use super::paging::Paging;
@@ -70,9 +71,12 @@ impl DebugCpu for X86_64 {
         points::set(vcpu, control)
     }
 
-    fn pass_breakpoint(vcpu: &VcpuFd, control: &DebugControl) -> bool {
-        points::pass_breakpoint(vcpu, control).is_ok()
+    fn pass_breakpoint(vcpu: &VcpuFd, control: &DebugControl, _: u16) -> Result<(), kvm::Error> {
+        points::pass_breakpoint(vcpu, control)
     }
+
+    /// Does nothing: fetches of instructions see all writes (Intel SDM volume 3A, section 13.6).
+    fn sync_instructions(_: &GuestMemory, _: GuestAddress, _: usize) {}
 
     fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
         probe::probe(kvm)

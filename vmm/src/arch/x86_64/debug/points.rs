@@ -100,7 +100,7 @@ fn set_with(vcpu: &VcpuFd, control: &DebugControl, flags: u32) -> Result<(), kvm
 /// Returns the reason of an exit.
 pub fn debug_exit(exit: &kvm_debug_exit_arch) -> DebugExit {
     if exit.exception == BREAKPOINT_EXCEPTION {
-        return DebugExit::Software;
+        return DebugExit::Software(0);
     }
     let index = (exit.dr6 & DR6_REGISTERS).trailing_zeros();
     if index < 4 {
@@ -178,7 +178,7 @@ mod tests {
                 ..Default::default()
             })
         };
-        assert_eq!(exit(3, 0, 0), DebugExit::Software);
+        assert_eq!(exit(3, 0, 0), DebugExit::Software(0));
         assert_eq!(exit(1, 0xffff_4ff0, 0x400), DebugExit::Step);
         assert_eq!(exit(1, 0xffff_0ff1, 0x602), DebugExit::Hardware);
         assert_eq!(exit(1, 0xffff_4ff2, 0x0010_0600), DebugExit::WatchIndex(1));

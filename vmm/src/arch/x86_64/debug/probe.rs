@@ -46,7 +46,7 @@ pub fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
     };
     Ok(DebugAbilities {
         has_watchpoints: stops(&mut vcpu, CODE, vec![watchpoint], DebugExit::WatchIndex(0))?,
-        has_software_breakpoints: stops(&mut vcpu, breakpoint, Vec::new(), DebugExit::Software)?,
+        has_software_breakpoints: stops(&mut vcpu, breakpoint, Vec::new(), DebugExit::Software(0))?,
     })
 }
 
