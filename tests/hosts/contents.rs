@@ -118,8 +118,28 @@ fn collect(kind: &HostKind, scenarios: &[String]) -> Result<Files, Error> {
         format!("{directory}/{loader}"),
         read_fetched(kind, &format!("ext4/lib/{loader}"))?,
     ));
+    read_gdb(kind, &mut files)?;
     read_guests(kind, &kind.guests(), "guests", &mut files)?;
     Ok(files)
+}
+
+/// Adds gdb with libraries and a loader of its own: they may be of another version than those of the other tools.
+fn read_gdb(kind: &HostKind, files: &mut Files) -> Result<(), Error> {
+    let directory = kind.gdb();
+    let unreadable = |source| Error::Fetched {
+        path: directory.clone(),
+        source,
+    };
+    for entry in fs::read_dir(&directory).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        files.push((format!("lib/gdb/{file}"), read(path.clone())?));
+    }
+    let (_, loader) = kind.loader;
+    let start =
+        format!("#!/bin/busybox sh\nexec /lib/gdb/{loader} --library-path /lib/gdb /lib/gdb/gdb \"$@\"\n");
+    files.push(("bin/gdb".to_owned(), start.into_bytes()));
+    Ok(())
 }
 
 /// Adds the test guests in `directory` as `name`. On aarch64 each memory map has a directory.
@@ -174,6 +194,7 @@ fn pack(path: &Path, files: &Files) -> io::Result<()> {
         "guests/virt",
         "images",
         "lib",
+        "lib/gdb",
         "lib64",
         "modules",
         "proc",

@@ -6,6 +6,7 @@
 #   .cache/hosts/aarch64-1/  kernel, modules, busybox and ext4 tools of the emulated aarch64 host
 #   .cache/hosts/backports-1/  kernel and modules of a newer emulated aarch64 host, and its QEMU, from bookworm-backports
 #   .cache/hosts/debian-1/   packages of a clean Debian system, into which tests/install.rs installs the package of mayfly
+#   .cache/hosts/gdb-ARCHITECTURE-1/  gdb with its libraries
 #   .cache/hosts/rust/       compiler with the aarch64 standard library, on x86_64
 #
 # `fetch.sh rust` fetches only the compiler. Each directory appears atomically. Delete .cache to fetch again. Increment the
@@ -18,12 +19,14 @@ x86_64=$cache/x86_64-3
 aarch64=$cache/aarch64-1
 backports=$cache/backports-1
 debian=$cache/debian-1
+gdb_x86_64=$cache/gdb-x86_64-1
+gdb_aarch64=$cache/gdb-aarch64-1
 # An aarch64 machine needs no other architecture.
 architectures=amd64,arm64
 case ${1:-$(uname -m)} in
     rust) parts=(rust) ;;
-    aarch64) parts=(aarch64 backports debian) architectures=arm64 ;;
-    x86_64) parts=(x86_64 aarch64 backports debian rust) ;;
+    aarch64) parts=(aarch64 backports debian gdb_aarch64) architectures=arm64 ;;
+    x86_64) parts=(x86_64 aarch64 backports debian gdb_x86_64 gdb_aarch64 rust) ;;
     *)
         echo "setup: mayfly does not run on $(uname -m); use x86_64 or aarch64" >&2
         exit 1
@@ -224,6 +227,39 @@ fetch_debian() {
         return 1
     }
     mv "$to" "$debian"
+}
+
+# copy_needed FROM TO FILE: copies the libraries that FILE needs from the packages in FROM to TO, and those that they need.
+copy_needed() {
+    local name path
+    for name in $(readelf -d "$3" | sed -nE 's/.*\(NEEDED\).*\[(.*)\]/\1/p'); do
+        [ ! -e "$2/$name" ] || continue
+        path=$(find "$1" -name "$name" -not -type d | head -n 1)
+        cp -L "$path" "$2/$name"
+        copy_needed "$1" "$2" "$2/$name"
+    done
+}
+
+# fetch_gdb ARCHITECTURE DIRECTORY: fetches gdb without Python into DIRECTORY, which the emulated host has as /lib/gdb.
+fetch_gdb() {
+    local from=$work/gdb-$1 to=$work/gdb-$1-files packages
+    packages=$(apt-cache "${options[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
+        --no-replaces --no-enhances "gdb-minimal:$1" | sed -nE "s/^(lib[^ :<]*|zlib1g)(:$1)?\$/\1:$1/p" | grep -v -e '-common:' | sort -u)
+    # shellcheck disable=SC2086 # one argument for each package
+    unpack "$from" "gdb-minimal:$1" $packages
+    mkdir -p "$to"
+    cp "$from/usr/bin/gdb" "$to/"
+    copy_needed "$from" "$to" "$to/gdb"
+    rm -rf "$2"
+    mv "$to" "$2"
+}
+
+fetch_gdb_x86_64() {
+    fetch_gdb amd64 "$gdb_x86_64"
+}
+
+fetch_gdb_aarch64() {
+    fetch_gdb arm64 "$gdb_aarch64"
 }
 
 # Debian's rustc-web has an arm64 standard library. An installation would add a second rustc to PATH: unpack it here, with

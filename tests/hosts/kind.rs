@@ -26,6 +26,8 @@ pub struct HostKind {
     pub images: &'static [&'static str],
     /// Directory and name of the ELF interpreter.
     pub loader: (&'static str, &'static str),
+    /// Directory of `make setup` with gdb and its libraries.
+    gdb: &'static str,
     /// Directories of `make setup`, with their versions. The first that has a file counts.
     fetched: &'static [&'static str],
 }
@@ -60,6 +62,7 @@ pub const X86_64: HostKind = HostKind {
     guest_modules: GUEST_MODULES,
     images: &["vmlinuz", "vmlinux", "vmlinuz-generic", "memtest86+", "xen"],
     loader: ("lib64", "ld-linux-x86-64.so.2"),
+    gdb: "gdb-x86_64-1",
     fetched: &["x86_64-3"],
 };
 
@@ -81,6 +84,7 @@ pub const AARCH64_GICV3: HostKind = HostKind {
     guest_modules: GUEST_MODULES,
     images: &["vmlinuz"],
     loader: ("lib", "ld-linux-aarch64.so.1"),
+    gdb: "gdb-aarch64-1",
     fetched: &["aarch64-1"],
 };
 
@@ -161,6 +165,11 @@ impl HostKind {
         let mut present = paths.filter(|path| path.exists());
         let first = || cache().join(self.fetched[0]).join(name);
         present.next().unwrap_or_else(first)
+    }
+
+    /// Returns the directory of gdb and its libraries.
+    pub fn gdb(&self) -> PathBuf {
+        cache().join(self.gdb)
     }
 
     /// Returns the program of QEMU.

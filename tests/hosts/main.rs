@@ -16,7 +16,7 @@
 //! | [`firecracker`], [`oracle`] | comparison with Firecracker |
 //! | [`calls`] | system calls of a process |
 //! | [`aarch64`] | scenarios of aarch64, which share functions with those of x86_64 |
-//! | [`linux`], [`virtio`], [`snapshots`], [`images`], [`programs`], [`processor`], [`docs`] | scenarios |
+//! | [`linux`], [`virtio`], [`snapshots`], [`images`], [`programs`], [`processor`], [`debugger`], [`docs`] | scenarios |
 
 #![allow(clippy::unwrap_used, reason = "a test reports failure by panicking")]
 #![cfg_attr(
@@ -43,6 +43,7 @@ mod archive;
 #[path = "../local/calls.rs"]
 mod calls;
 mod contents;
+mod debugger;
 mod docs;
 #[cfg(target_arch = "x86_64")]
 mod firecracker;

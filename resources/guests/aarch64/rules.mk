@@ -1,6 +1,6 @@
 # Guests of aarch64: fc/NAME.elf for the memory map of Firecracker, virt/NAME.elf for that of QEMU's virt. On virt, the device tree is
 # below the image.
-C_GUESTS := $(COMMON) counters generation pauth rtc sgi sve timer
+C_GUESTS := $(COMMON) breakpoint counters generation pauth rtc sgi sve timer
 NAMES := $(C_GUESTS) hello segments
 SHARED := $(LIBRARY_COMMON) extensions gic tree
 

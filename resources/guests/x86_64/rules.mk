@@ -1,5 +1,5 @@
 # Guests of x86_64: NAME.elf of a C guest has the Linux entry, NAME-pvh.elf the PVH entry too.
-C_GUESTS := $(COMMON) apic-timer cmos cpuid echo-ioapic end-acpi end-code end-keyboard generation ioapic keyboard \
+C_GUESTS := $(COMMON) apic-timer breakpoint cmos cpuid echo-ioapic end-acpi end-code end-keyboard generation ioapic keyboard \
 	kvmclock paging pit-calibrate pit-pic sse tables
 # Guests of one assembly file.
 ALONE := end-sleep end-triple end-vector hello

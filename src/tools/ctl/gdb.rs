@@ -26,8 +26,11 @@ const PATH: &str = "/vm/debugger";
 /// # Errors
 /// [`Error`] if the VM cannot be reached, or rejects the debugger.
 pub fn connect(socket: &Path, timeout: Duration) -> Result<Vec<u8>, Error> {
-    // The VMM has no right to create a VM for the probe. Without KVM here, the debugger has the means that each KVM supports.
-    let abilities = debugger::probe().unwrap_or_default();
+    // The VMM has no right to create a VM for the probe. Without KVM here, the debugger has the means of nearly each KVM.
+    let abilities = debugger::probe().unwrap_or(DebugAbilities {
+        has_hardware_breakpoints: true,
+        ..DebugAbilities::default()
+    });
     let vm = attach(socket, timeout, abilities)?;
     let from_vm = vm.try_clone().map_err(failed("connect"))?;
     // gdb closes its pipe at its end.
@@ -46,6 +49,7 @@ fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// Requests that the VM attaches a debugger on a new connection. Returns the connection.
 fn attach(socket: &Path, timeout: Duration, abilities: DebugAbilities) -> Result<UnixStream, Error> {
     let body = json!({
+        "hardware_breakpoints": abilities.has_hardware_breakpoints,
         "watchpoints": abilities.has_watchpoints,
         "breakpoint_instructions": abilities.has_software_breakpoints,
     });

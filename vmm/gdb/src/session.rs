@@ -1,6 +1,7 @@
 //! A session from attach to detach.
 
 use gdbstub::common::Signal;
+use gdbstub::conn::Connection;
 use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
 use gdbstub::target::ext::breakpoints::WatchKind;
@@ -25,6 +26,9 @@ pub enum SessionEnd {
     /// The VM has ended.
     Ended,
 }
+
+/// Packet with the reply OK.
+const KILLED: &[u8] = b"$OK#9a";
 
 type StateMachine<'a> = GdbStubStateMachine<'static, GdbTarget<'a>, BufferedConnection<'a>>;
 
@@ -84,9 +88,14 @@ fn advance<'a>(
             });
             interrupted.interrupt_handled(target, Some(reason)).map_err(lost)
         }
-        GdbStubStateMachine::Disconnected(disconnected) => Err(match disconnected.get_reason() {
+        GdbStubStateMachine::Disconnected(mut disconnected) => Err(match disconnected.get_reason() {
             DisconnectReason::Disconnect => SessionEnd::Detached,
-            DisconnectReason::Kill => SessionEnd::Killed,
+            DisconnectReason::Kill => {
+                let connection = disconnected.borrow_conn();
+                // gdb waits for a reply to vKill, which the crate does not send. It may not read it after an older packet.
+                let _ = connection.write_all(KILLED).and_then(|()| connection.flush());
+                SessionEnd::Killed
+            }
             DisconnectReason::TargetExited(_) | DisconnectReason::TargetTerminated(_) => SessionEnd::Ended,
         }),
     }

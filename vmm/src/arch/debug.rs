@@ -47,10 +47,22 @@ pub struct DebugControl {
     pub is_enabled: bool,
     /// Breakpoint instructions stop the vCPU. Otherwise those of the guest cost it no exit.
     pub has_software: bool,
-    /// The next KVM_RUN executes one instruction.
-    pub is_step: bool,
+    /// Single step.
+    pub step: StepMode,
     /// Breakpoints and watchpoints, which [fit](DebugCpu::fit).
     pub points: Vec<HardwarePoint>,
+}
+
+/// Single step of a vCPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StepMode {
+    /// None.
+    #[default]
+    Off,
+    /// Each KVM_RUN executes one instruction; interrupts wait where KVM can.
+    WithoutInterrupts,
+    /// Each KVM_RUN executes one instruction, of the handler of a pending interrupt, too.
+    WithInterrupts,
 }
 
 /// Numbers of breakpoints and watchpoints in debug registers.
@@ -65,6 +77,8 @@ pub struct PointLimits {
 /// Debugging that KVM on this host supports.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DebugAbilities {
+    /// Breakpoints of debug registers stop the vCPU.
+    pub has_hardware_breakpoints: bool,
     /// A breakpoint instruction stops the vCPU, and not the guest.
     pub has_software_breakpoints: bool,
     /// Watchpoints stop the vCPU.

@@ -112,8 +112,8 @@ mod mappings;
 pub use address_space::AddressSpace;
 pub use core_state::CoreState;
 pub use debug::{
-    DebugAbilities, DebugControl, DebugCpu, DebugExit, HardwarePoint, PointLimits, TRANSLATION_UNIT,
-    register_range, target_description,
+    DebugAbilities, DebugControl, DebugCpu, DebugExit, HardwarePoint, PointLimits, StepMode,
+    TRANSLATION_UNIT, register_range, target_description,
 };
 pub use exit::{ExitKind, IoAccess, NativeExit};
 pub use mappings::{Error as MappingError, Mapping, Mappings};

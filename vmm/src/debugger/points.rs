@@ -6,8 +6,8 @@ use crate::arch::{DebugCpu, HardwarePoint, Native, Platform, PointLimits};
 
 type NativeCpu = <Native as Platform>::Cpu;
 
-/// Maximum number of breakpoint instructions. gdb sets one for each place of a breakpoint.
-const MAX_IN_MEMORY: usize = 1024;
+/// Maximum number of points. gdb sets one for each place of a breakpoint.
+const MAX_POINTS: usize = 1024;
 
 /// Place of a breakpoint or watchpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,8 @@ enum Place {
     Hardware,
     /// Instruction at this guest-physical address.
     Memory(u64),
+    /// None: the vCPUs run by single steps.
+    Step,
 }
 
 /// Breakpoint or watchpoint.
@@ -42,19 +44,23 @@ pub trait PointMemory {
 pub struct Points {
     points: Vec<Point>,
     limits: PointLimits,
+    /// Breakpoints without another place are reached by single steps.
+    can_step: bool,
 }
 
 impl Points {
-    /// Returns no points, for debug registers within `limits`.
-    pub fn new(limits: PointLimits) -> Self {
+    /// Returns no points, for debug registers within `limits`. `can_step` permits breakpoints that are reached by single steps, which
+    /// slow the guest: it is for hosts without breakpoints in memory.
+    pub fn new(limits: PointLimits, can_step: bool) -> Self {
         Self {
             points: Vec::new(),
             limits,
+            can_step,
         }
     }
 
     /// Adds a point. A breakpoint of [`PointKind::Software`] takes a debug register if one is free, and leaves it to a point that needs
-    /// it. Returns false without a place.
+    /// it. A breakpoint on a host without registers is reached by single steps. Returns false without a place.
     pub fn add(
         &mut self,
         (kind, address, length): (PointKind, u64, u64),
@@ -69,10 +75,15 @@ impl Points {
             length,
         };
         let mut place = None;
+        if self.points.len() >= MAX_POINTS {
+            return false;
+        }
         if self.fits(new) {
             place = Some(Place::Hardware);
         } else if kind == PointKind::Software {
-            place = self.add_to_memory(address, memory);
+            place = self.place_elsewhere(address, memory);
+        } else if kind == PointKind::Hardware && self.limits.breakpoints == 0 {
+            place = Some(Place::Step);
         } else if NativeCpu::fit(&[new], self.limits) && self.free_register(memory) && self.fits(new) {
             place = Some(Place::Hardware);
         }
@@ -129,7 +140,19 @@ impl Points {
 
     /// Returns true if there is an instruction in memory.
     pub fn has_software(&self) -> bool {
-        self.count_in_memory() > 0
+        let is_in_memory = |point: &Point| matches!(point.place, Place::Memory(_));
+        self.points.iter().any(is_in_memory)
+    }
+
+    /// Returns true if a breakpoint is reached by single steps.
+    pub fn has_stepped(&self) -> bool {
+        self.points.iter().any(|point| point.place == Place::Step)
+    }
+
+    /// Returns the kind of the breakpoint at `address` that is reached by single steps.
+    pub fn stepped_at(&self, address: u64) -> Option<PointKind> {
+        let is_here = |point: &&Point| point.address == address && point.place == Place::Step;
+        self.points.iter().find(is_here).map(|point| point.kind)
     }
 
     /// Returns the kind of the breakpoint at `address`.
@@ -154,31 +177,25 @@ impl Points {
         found.map(|point| (point.kind, point.address))
     }
 
-    fn count_in_memory(&self) -> usize {
-        let in_memory = |point: &&Point| matches!(point.place, Place::Memory(_));
-        self.points.iter().filter(in_memory).count()
-    }
-
     fn fits(&self, new: HardwarePoint) -> bool {
         let mut points = self.hardware();
         points.push(new);
         NativeCpu::fit(&points, self.limits)
     }
 
-    fn add_to_memory(&self, address: u64, memory: &mut dyn PointMemory) -> Option<Place> {
-        if self.count_in_memory() >= MAX_IN_MEMORY {
-            return None;
-        }
-        memory.add(address).map(Place::Memory)
+    /// Returns a place outside debug registers for a breakpoint of [`PointKind::Software`].
+    fn place_elsewhere(&self, address: u64, memory: &mut dyn PointMemory) -> Option<Place> {
+        let in_memory = memory.add(address).map(Place::Memory);
+        in_memory.or(self.can_step.then_some(Place::Step))
     }
 
-    /// Moves a breakpoint of [`PointKind::Software`] from its register to memory. Returns false if there is none, or no memory.
+    /// Moves a breakpoint of [`PointKind::Software`] from its register to another place. Returns false if there is none.
     fn free_register(&mut self, memory: &mut dyn PointMemory) -> bool {
         let is_movable = |point: &Point| (point.kind, point.place) == (PointKind::Software, Place::Hardware);
         let Some(index) = self.points.iter().position(is_movable) else {
             return false;
         };
-        match self.add_to_memory(self.points[index].address, memory) {
+        match self.place_elsewhere(self.points[index].address, memory) {
             Some(place) => {
                 self.points[index].place = place;
                 true
@@ -223,7 +240,7 @@ mod tests {
 
     #[test]
     fn software_breakpoints_take_registers_first() {
-        let (mut points, mut memory) = (Points::new(LIMITS), Memory::default());
+        let (mut points, mut memory) = (Points::new(LIMITS, false), Memory::default());
         for address in (0x1000..0x1018).step_by(4) {
             assert!(points.add((PointKind::Software, address, 4), &mut memory));
         }
@@ -239,7 +256,7 @@ mod tests {
 
     #[test]
     fn hardware_breakpoint_moves_software_one_to_memory() {
-        let (mut points, mut memory) = (Points::new(LIMITS), Memory::default());
+        let (mut points, mut memory) = (Points::new(LIMITS, false), Memory::default());
         for address in [0x1000, 0x1004, 0x1008, 0x100c] {
             assert!(points.add((PointKind::Software, address, 4), &mut memory));
         }
@@ -251,7 +268,7 @@ mod tests {
 
     #[test]
     fn points_without_place_are_rejected() {
-        let (mut points, mut memory) = (Points::new(LIMITS), Memory::default());
+        let (mut points, mut memory) = (Points::new(LIMITS, false), Memory::default());
         memory.is_denied = true;
         for address in [0x1000, 0x1004, 0x1008, 0x100c] {
             assert!(points.add((PointKind::Software, address, 4), &mut memory));
@@ -261,5 +278,43 @@ mod tests {
         }
         assert!(points.remove((PointKind::Software, 0x1004, 4), &mut memory));
         assert!(points.add((PointKind::Hardware, 0x2000, 4), &mut memory));
+    }
+
+    #[test]
+    fn breakpoints_without_memory_are_stepped_to() {
+        let (mut points, mut memory) = (Points::new(LIMITS, true), Memory::default());
+        memory.is_denied = true;
+        for address in [0x1000, 0x1004, 0x1008, 0x100c] {
+            assert!(points.add((PointKind::Software, address, 4), &mut memory));
+        }
+        assert!(!points.has_stepped());
+        assert!(points.add((PointKind::Software, 0x1010, 4), &mut memory));
+        assert!(points.add((PointKind::Hardware, 0x2000, 4), &mut memory));
+        // The first one has left its register.
+        for address in [0x1000, 0x1010] {
+            assert_eq!(points.stepped_at(address), Some(PointKind::Software));
+        }
+        assert_eq!(
+            (points.stepped_at(0x1004), points.stepped_at(0x2000)),
+            (None, None)
+        );
+        assert_eq!((points.hardware().len(), points.has_software()), (4, false));
+        for address in [0x1000, 0x1010] {
+            assert!(points.remove((PointKind::Software, address, 4), &mut memory));
+        }
+        assert!(!points.has_stepped());
+    }
+
+    #[test]
+    fn host_without_registers_steps_to_hardware_breakpoints() {
+        let limits = PointLimits {
+            breakpoints: 0,
+            watchpoints: 4,
+        };
+        let (mut points, mut memory) = (Points::new(limits, true), Memory::default());
+        memory.is_denied = true;
+        assert!(points.add((PointKind::Hardware, 0x1000, 4), &mut memory));
+        assert_eq!(points.stepped_at(0x1000), Some(PointKind::Hardware));
+        assert!(points.hardware().is_empty());
     }
 }

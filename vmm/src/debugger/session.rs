@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 use gdb::{Action, Debuggee, PointKind, Stop, StopKind};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::context::{Context, Order};
@@ -15,7 +15,7 @@ use super::listener::Connection;
 use super::monitor;
 use super::points::{PointMemory, Points};
 use crate::arch::{
-    Cpu, DebugAbilities, DebugControl, DebugCpu, DebugExit, Native, Platform, TRANSLATION_UNIT,
+    Cpu, DebugAbilities, DebugControl, DebugCpu, DebugExit, Native, Platform, StepMode, TRANSLATION_UNIT,
     register_range, target_description,
 };
 use crate::machine::Machine;
@@ -41,6 +41,8 @@ pub struct VmDebuggee<'a> {
     actions: Vec<Action>,
     /// Stops that gdb has not got.
     stops: VecDeque<(u8, DebugStop)>,
+    /// gdb has resumed the VM, and has not interrupted it.
+    is_running: bool,
     /// Exit status, once the VM has ended.
     ended: Option<u8>,
 }
@@ -68,16 +70,21 @@ impl<'a> VmDebuggee<'a> {
             return Ok(Err(waiting));
         }
         let limits = machine.call_vcpu(0, NativeCpu::point_limits);
+        let mut limits = limits.unwrap_or_default();
+        if !abilities.has_hardware_breakpoints {
+            limits.breakpoints = 0;
+        }
         let mut debuggee = Self {
             context,
             machine,
             abilities,
             epoll,
             description: target_description::<NativeCpu>(),
-            points: Points::new(limits.unwrap_or_default()),
+            points: Points::new(limits, !abilities.has_software_breakpoints),
             resumed: Vec::new(),
             actions: Vec::new(),
             stops: VecDeque::new(),
+            is_running: false,
             ended: None,
         };
         // A crash before the attach is the first stop.
@@ -169,14 +176,7 @@ impl<'a> VmDebuggee<'a> {
         let ip = || self.instruction_pointer(vcpu);
         let at_breakpoint = || self.points.breakpoint_at(ip()?);
         Some(match exit {
-            DebugExit::Step => {
-                if let Some(Action::StepWithin(start, end)) = self.actions.get(vcpu)
-                    && ip().is_some_and(|ip| (*start..*end).contains(&ip))
-                {
-                    return None;
-                }
-                StopKind::Step
-            }
+            DebugExit::Step => return self.step_kind(vcpu),
             DebugExit::Software(operand) => match at_breakpoint() {
                 Some(_) => StopKind::SoftwareBreakpoint,
                 // An instruction of the guest.
@@ -198,6 +198,25 @@ impl<'a> VmDebuggee<'a> {
         })
     }
 
+    /// Returns the reason of a stop after a step for gdb. `None` if the vCPU goes on.
+    fn step_kind(&self, vcpu: usize) -> Option<StopKind> {
+        let ip = self.instruction_pointer(vcpu);
+        if let Some(ip) = ip
+            && let Some(kind) = self.points.stepped_at(ip)
+        {
+            return Some(match kind {
+                PointKind::Hardware => StopKind::HardwareBreakpoint,
+                _ => StopKind::SoftwareBreakpoint,
+            });
+        }
+        match self.actions.get(vcpu) {
+            Some(Action::StepWithin(start, end)) if ip.is_some_and(|ip| (*start..*end).contains(&ip)) => None,
+            Some(Action::Step | Action::StepWithin(..)) => Some(StopKind::Step),
+            // The vCPU runs by steps.
+            _ => None,
+        }
+    }
+
     /// Passes the exception of the breakpoint instruction with `operand` to the guest. Returns false if KVM cannot.
     fn pass_to_guest(&self, vcpu: usize, operand: u16) -> bool {
         let control = self.control(vcpu);
@@ -212,11 +231,20 @@ impl<'a> VmDebuggee<'a> {
         DebugControl {
             is_enabled: true,
             has_software: self.points.has_software(),
-            is_step: matches!(
-                self.actions.get(vcpu),
-                Some(Action::Step | Action::StepWithin(..))
-            ),
+            step: match self.actions.get(vcpu) {
+                Some(Action::Step | Action::StepWithin(..)) => StepMode::WithoutInterrupts,
+                _ if self.points.has_stepped() => StepMode::WithInterrupts,
+                _ => StepMode::Off,
+            },
             points: self.points.hardware(),
+        }
+    }
+
+    /// Stops all vCPUs.
+    fn hold(&self) {
+        let waiting = self.machine.hold_vcpus();
+        if waiting != ThreadSet::default() {
+            log::warn!("a thread does not stop for the debugger ({waiting})");
         }
     }
 
@@ -291,7 +319,10 @@ impl Debuggee for VmDebuggee<'_> {
         let memory = self.machine.memory();
         self.for_pages(vcpu, address, bytes.len(), |physical, part| {
             let length = part.len();
-            try_read(memory, GuestAddress(physical), &mut bytes[part]) == length
+            let part = &mut bytes[part];
+            let is_read = try_read(memory, GuestAddress(physical), part) == length;
+            self.machine.hide_breakpoints(physical, part);
+            is_read
         })
     }
 
@@ -304,11 +335,7 @@ impl Debuggee for VmDebuggee<'_> {
         });
         exists == bytes.len()
             && self.for_pages(vcpu, address, bytes.len(), |physical, part| {
-                let (address, length) = (GuestAddress(physical), part.len());
-                let is_written = memory.write_slice(&bytes[part], address).is_ok();
-                // The user may change instructions.
-                NativeCpu::sync_instructions(memory, address, length);
-                is_written
+                self.machine.write_for_debugger(physical, &bytes[part])
             }) == bytes.len()
     }
 
@@ -332,6 +359,7 @@ impl Debuggee for VmDebuggee<'_> {
 
     fn resume(&mut self, actions: &[Action]) {
         self.actions = actions.to_vec();
+        self.is_running = true;
         // A vCPU that has reached a breakpoint reaches it again. Other stops would be lost.
         self.collect_stops();
         self.stops.retain(|(_, stop)| {
@@ -358,10 +386,8 @@ impl Debuggee for VmDebuggee<'_> {
     }
 
     fn interrupt(&mut self) {
-        let waiting = self.machine.hold_vcpus();
-        if waiting != ThreadSet::default() {
-            log::warn!("a thread does not stop for the debugger ({waiting})");
-        }
+        self.is_running = false;
+        self.hold();
     }
 
     fn take_stop(&mut self) -> Option<Stop> {
@@ -374,7 +400,7 @@ impl Debuggee for VmDebuggee<'_> {
                 self.collect_stops();
             }
             let (id, stop) = self.stops.pop_front()?;
-            self.interrupt();
+            self.hold();
             self.collect_stops();
             let vcpu = usize::from(id);
             let kind = match stop {
@@ -382,9 +408,10 @@ impl Debuggee for VmDebuggee<'_> {
                 DebugStop::Exit(exit) => self.stop_kind(vcpu, exit),
             };
             if let Some(kind) = kind {
+                self.is_running = false;
                 return Some(Stop::Vcpu(vcpu, kind));
             }
-            if self.stops.is_empty() {
+            if self.stops.is_empty() && self.is_running {
                 self.release();
             }
         }

@@ -59,6 +59,38 @@ impl MemoryBreakpoints {
         }
     }
 
+    /// Writes `bytes` to `address`, below the breakpoints. Returns false if the memory does not exist.
+    pub fn write_below(&self, memory: &GuestMemory, address: GuestAddress, bytes: &[u8]) -> bool {
+        let mut placed = lock(&self.0);
+        let is_inserted = !placed.is_lifted;
+        if is_inserted {
+            placed.breakpoints.iter().for_each(|place| place.restore(memory));
+        }
+        let is_written = write(memory, bytes, address);
+        for breakpoint in &mut placed.breakpoints {
+            try_read(memory, breakpoint.address, &mut breakpoint.original);
+            if is_inserted {
+                breakpoint.insert(memory);
+            }
+        }
+        is_written
+    }
+
+    /// Replaces the breakpoints among `bytes` of the memory at `address` by the bytes of the guest.
+    pub fn hide(&self, address: GuestAddress, bytes: &mut [u8]) {
+        let placed = lock(&self.0);
+        for breakpoint in &placed.breakpoints {
+            for (place, original) in (breakpoint.address.0..).zip(&breakpoint.original) {
+                let index = place.checked_sub(address.0).map(usize::try_from);
+                if let Some(Ok(index)) = index
+                    && let Some(byte) = bytes.get_mut(index)
+                {
+                    *byte = *original;
+                }
+            }
+        }
+    }
+
     /// Restores the memory of the guest until [`insert`](Self::insert).
     pub fn lift(&self, memory: &GuestMemory) {
         let mut placed = lock(&self.0);
@@ -74,25 +106,27 @@ impl MemoryBreakpoints {
     pub fn insert(&self, memory: &GuestMemory) {
         let mut placed = lock(&self.0);
         if std::mem::replace(&mut placed.is_lifted, false) {
-            for breakpoint in &placed.breakpoints {
-                // The memory existed when the breakpoint was added.
-                let _ = write(memory, NativeCpu::BREAKPOINT, breakpoint.address);
-            }
+            placed.breakpoints.iter().for_each(|place| place.insert(memory));
         }
     }
 }
 
 impl MemoryBreakpoint {
+    fn insert(&self, memory: &GuestMemory) {
+        // The memory existed when the breakpoint was added.
+        let _ = write(memory, NativeCpu::BREAKPOINT, self.address);
+    }
+
     fn restore(&self, memory: &GuestMemory) {
         // The memory existed when the breakpoint was added.
         let _ = write(memory, &self.original, self.address);
     }
 }
 
-/// Writes an instruction. Returns false if the memory does not exist.
-fn write(memory: &GuestMemory, instruction: &[u8], address: GuestAddress) -> bool {
-    let written = memory.write_slice(instruction, address);
-    NativeCpu::sync_instructions(memory, address, instruction.len());
+/// Writes instructions. Returns false if the memory does not exist.
+fn write(memory: &GuestMemory, bytes: &[u8], address: GuestAddress) -> bool {
+    let written = memory.write_slice(bytes, address);
+    NativeCpu::sync_instructions(memory, address, bytes.len());
     written.is_ok()
 }
 
@@ -134,5 +168,33 @@ mod tests {
         breakpoints.remove(&memory, second);
         breakpoints.insert(&memory);
         assert_eq!(read(second), original);
+    }
+    #[test]
+    fn reads_and_writes_are_below_breakpoints() {
+        let memory = allocate(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let (place, length) = (GuestAddress(0x10), NativeCpu::BREAKPOINT.len());
+        let breakpoints = MemoryBreakpoints::default();
+        assert!(breakpoints.add(&memory, place));
+        assert!(breakpoints.write_below(&memory, GuestAddress(0xc), &[7; 8]));
+        let read = || {
+            let mut bytes = [0; 8];
+            memory.read_slice(&mut bytes, GuestAddress(0xc)).unwrap();
+            bytes
+        };
+        assert_eq!(&read()[4..4 + length], NativeCpu::BREAKPOINT);
+        let mut bytes = read();
+        breakpoints.hide(GuestAddress(0xc), &mut bytes);
+        assert_eq!(bytes, [7; 8]);
+        // A part of the bytes.
+        let mut bytes = [1];
+        breakpoints.hide(place, &mut bytes);
+        assert_eq!(bytes, [7]);
+        breakpoints.lift(&memory);
+        assert!(breakpoints.write_below(&memory, place, &[8; 4]));
+        assert_eq!(read(), [7, 7, 7, 7, 8, 8, 8, 8]);
+        breakpoints.insert(&memory);
+        breakpoints.remove(&memory, place);
+        assert_eq!(read(), [7, 7, 7, 7, 8, 8, 8, 8]);
+        assert!(!breakpoints.write_below(&memory, GuestAddress(0x1000), &[1]));
     }
 }

@@ -86,6 +86,17 @@ impl Machine {
         self.breakpoints.add(&self.memory, GuestAddress(address))
     }
 
+    /// Writes `bytes` of the guest to `address`, below breakpoint instructions. Returns false if there is no memory.
+    pub(crate) fn write_for_debugger(&self, address: u64, bytes: &[u8]) -> bool {
+        self.breakpoints
+            .write_below(&self.memory, GuestAddress(address), bytes)
+    }
+
+    /// Replaces breakpoint instructions among `bytes` of the memory at `address` by the bytes of the guest.
+    pub(crate) fn hide_breakpoints(&self, address: u64, bytes: &mut [u8]) {
+        self.breakpoints.hide(GuestAddress(address), bytes);
+    }
+
     /// Removes a breakpoint instruction.
     pub(crate) fn remove_breakpoint(&self, address: u64) {
         self.breakpoints.remove(&self.memory, GuestAddress(address));

@@ -16,7 +16,9 @@ use super::platform::Aarch64;
 use super::registers::{core_register, system_register};
 use super::vcpu::{self, EntryState};
 use crate::arch::debug::{RegisterFeature, RegisterReader, RegisterRow};
-use crate::arch::{self, DebugAbilities, DebugControl, DebugCpu, DebugExit, HardwarePoint, PointLimits};
+use crate::arch::{
+    self, DebugAbilities, DebugControl, DebugCpu, DebugExit, HardwarePoint, PointLimits, StepMode,
+};
 use crate::config::CpuFeatures;
 use crate::kvm::{self, failed};
 use crate::memory::allocate;
@@ -260,7 +262,7 @@ fn guest_debug(control: &DebugControl) -> kvm_guest_debug {
     if control.has_software {
         debug.control |= KVM_GUESTDBG_USE_SW_BP;
     }
-    if control.is_step {
+    if control.step != StepMode::Off {
         debug.control |= KVM_GUESTDBG_SINGLESTEP;
     }
     let registers = &mut debug.arch;
@@ -391,12 +393,18 @@ fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
     let mut vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU 0"))?;
     let target = vcpu::target(&vm, CpuFeatures::default()).map_err(of_platform)?;
     vcpu::initialise(&vcpu, 0, &target, CpuFeatures::default()).map_err(of_platform)?;
+    let second = HardwarePoint {
+        kind: PointKind::Hardware,
+        address: PROBE_BASE + 4,
+        length: 4,
+    };
     let watchpoint = HardwarePoint {
         kind: PointKind::Write,
         address: PROBE_DATA,
         length: 8,
     };
     Ok(DebugAbilities {
+        has_hardware_breakpoints: stops(&mut vcpu, PROBE_BASE, vec![second], DebugExit::Hardware)?,
         has_watchpoints: stops(
             &mut vcpu,
             PROBE_BASE,
@@ -434,7 +442,7 @@ fn stops(
     let control = DebugControl {
         is_enabled: true,
         has_software: true,
-        is_step: false,
+        step: StepMode::Off,
         points,
     };
     Aarch64::set_debug(vcpu, &control)?;

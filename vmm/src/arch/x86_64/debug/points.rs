@@ -7,7 +7,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use crate::arch::{DebugControl, DebugExit, HardwarePoint, PointLimits};
+use crate::arch::{DebugControl, DebugExit, HardwarePoint, PointLimits, StepMode};
 use crate::kvm::{self, failed};
 
 /// Breakpoints and watchpoints share four registers.
@@ -82,13 +82,15 @@ fn set_with(vcpu: &VcpuFd, control: &DebugControl, flags: u32) -> Result<(), kvm
             *register = point.address;
         }
         debug.arch.debugreg[7] = control_register(&control.points);
-        if control.is_step {
-            debug.control |= KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ;
-        }
+        debug.control |= match control.step {
+            StepMode::Off => 0,
+            StepMode::WithoutInterrupts => KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ,
+            StepMode::WithInterrupts => KVM_GUESTDBG_SINGLESTEP,
+        };
     }
     let set = match vcpu.set_guest_debug(&debug) {
         // Since Linux 5.16. Without it, a pending interrupt makes the step end in its handler.
-        Err(error) if error.errno() == libc::EINVAL && control.is_step => {
+        Err(error) if error.errno() == libc::EINVAL && control.step == StepMode::WithoutInterrupts => {
             debug.control &= !KVM_GUESTDBG_BLOCKIRQ;
             vcpu.set_guest_debug(&debug)
         }

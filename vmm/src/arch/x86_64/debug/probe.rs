@@ -1,6 +1,7 @@
 //! Abilities of KVM, by a VM of its own.
 //!
-//! KVM that interprets guests passes INT3 to the guest, and has no watchpoints. KVM announces neither, so that a probe executes both.
+//! KVM that interprets guests passes INT3 to the guest, and has no watchpoints; emulated SVM has neither, and no breakpoints in debug
+//! registers. KVM announces none of this, so that a probe tries each. Single steps work everywhere.
 
 use gdb::PointKind;
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
@@ -8,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::points;
 use crate::arch::x86_64::entry::EntryState;
-use crate::arch::{DebugAbilities, DebugControl, DebugExit, HardwarePoint};
+use crate::arch::{DebugAbilities, DebugControl, DebugExit, HardwarePoint, StepMode};
 use crate::boot::Protocol;
 use crate::kvm::{self, failed};
 use crate::memory::allocate;
@@ -39,12 +40,18 @@ pub fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
     code.extend_from_slice(&[0xcc, 0xf4]);
     // The memory contains all of it.
     let _ = memory.write_slice(&code, GuestAddress(CODE));
+    let second = HardwarePoint {
+        kind: PointKind::Hardware,
+        address: breakpoint,
+        length: 1,
+    };
     let watchpoint = HardwarePoint {
         kind: PointKind::Write,
         address: DATA.into(),
         length: 4,
     };
     Ok(DebugAbilities {
+        has_hardware_breakpoints: stops(&mut vcpu, CODE, vec![second], DebugExit::Hardware)?,
         has_watchpoints: stops(&mut vcpu, CODE, vec![watchpoint], DebugExit::WatchIndex(0))?,
         has_software_breakpoints: stops(&mut vcpu, breakpoint, Vec::new(), DebugExit::Software(0))?,
     })
@@ -68,7 +75,7 @@ fn stops(
     let control = DebugControl {
         is_enabled: true,
         has_software: true,
-        is_step: false,
+        step: StepMode::Off,
         points,
     };
     points::set(vcpu, &control)?;
