@@ -320,7 +320,7 @@ fn scripts_on_aarch64_request_nothing_of_x86() {
     machine.record(&REQUIRED);
     machine.expect_make(&["build"]);
     // Their files come from packages that are not downloaded.
-    machine.record(&["cp", "dd", "gzip", "mv", "od"]);
+    machine.record(&["cp", "dd", "gzip", "mv", "od", "readelf"]);
     for (script, arguments) in SCRIPTS {
         let calls = machine.expect_success(&format!("./{script}"), arguments);
         check_no_x86(script, &calls);

@@ -244,7 +244,7 @@ copy_needed() {
 fetch_gdb() {
     local from=$work/gdb-$1 to=$work/gdb-$1-files packages
     packages=$(apt-cache "${options[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
-        --no-replaces --no-enhances "gdb-minimal:$1" | sed -nE "s/^(lib[^ :<]*|zlib1g)(:$1)?\$/\1:$1/p" | grep -v -e '-common:' | sort -u)
+        --no-replaces --no-enhances "gdb-minimal:$1" | sed -nE "/-common/d; s/^(lib[^ :<]*|zlib1g)(:$1)?\$/\1:$1/p" | sort -u)
     # shellcheck disable=SC2086 # one argument for each package
     unpack "$from" "gdb-minimal:$1" $packages
     mkdir -p "$to"

@@ -91,6 +91,7 @@ groups! {
     attach => "attach";
     core_dump => "core_dump";
     crash => "crash";
+    debugger => "debugger";
     isolation => "isolation";
     kvm_call_order => "kvm_call_order";
     network => "network";

@@ -162,6 +162,42 @@ fn breakpoints_beyond_the_registers_are_in_memory_or_stepped_to() {
 }
 
 #[test]
+fn guest_gets_its_own_breakpoint_exceptions() {
+    // KVM that interprets the guest has no breakpoint exception: the guest ends without a debugger, too.
+    let mut plain = Running::start(
+        Command::new(program())
+            .args(["run", &file("breakpoint.elf")])
+            .stdin(Stdio::null()),
+    );
+    let status = plain.wait();
+    let expected = plain.take_printed();
+    let mut vm = Debugged::run("breakpoint.elf", &[]);
+    let mut gdb = vm.connect();
+    let work = symbol(&file("breakpoint.elf"), "work");
+    // All registers, so that the one in memory makes each breakpoint instruction stop the vCPU.
+    let spare = work + 0x40_0000;
+    let set = |gdb: &mut Gdb, number: u64| gdb.request(&format!("Z1,{:x},4", spare + 4 * number));
+    let full = (1..=16).find(|number| set(&mut gdb, *number) != "OK");
+    println!("registers: {full:?}");
+    assert_eq!(gdb.set_breakpoint(work), "OK");
+    let stop = gdb.resume();
+    assert!(stop.contains("swbreak"), "{stop}");
+    assert_eq!(gdb.ip(), work);
+    gdb.remove_breakpoint(work);
+    assert_eq!(gdb.set_breakpoint(spare), "OK");
+    let stop = gdb.resume();
+    match status.code() {
+        // The last stop before the end by an error of KVM.
+        Some(121) => assert!(stop.starts_with("T0b"), "{stop}"),
+        Some(code) => assert_eq!(stop, format!("W{code:02x}")),
+        None => panic!("{status}"),
+    }
+    drop(gdb);
+    assert_eq!(vm.running.wait().code(), status.code());
+    assert_eq!(vm.running.take_printed(), expected);
+}
+
+#[test]
 fn watchpoints_stop_at_write_or_are_not_offered() {
     let mut vm = Debugged::run("debug.elf", &[]);
     let mut gdb = vm.connect();

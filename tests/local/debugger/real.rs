@@ -89,5 +89,6 @@ fn gdb_watches_a_variable_by_steps() {
         text.contains("atchpoint 2: watched") && text.contains("New value = 3") && text.contains("$1 = 3"),
         "{text}"
     );
+    assert!(text.contains("Inferior 1 (process 1) killed"), "{text}");
     vm.running.expect_exit(0);
 }
