@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::Debugged;
+use super::{Debugged, address};
 use crate::guests::file;
 
 /// Returns the output of gdb that executes `commands` on the guest `debug.elf`. Missing: gdb is not installed.
@@ -90,5 +90,38 @@ fn gdb_watches_a_variable_by_steps() {
         "{text}"
     );
     assert!(text.contains("Inferior 1 (process 1) killed"), "{text}");
+    vm.running.expect_exit(0);
+}
+
+#[test]
+fn gdb_watches_a_variable_in_registers_where_they_work() {
+    let vm = Debugged::run("debug.elf", &[]);
+    let has_watchpoints = vm.connect().request(&format!("Z2,{:x},8", address("watched"))) == "OK";
+    let mut vm = Debugged::run("debug.elf", &[]);
+    let commands = [
+        "watch watched",
+        "continue",
+        "continue",
+        "delete",
+        "rwatch rounds",
+        "continue",
+        "delete",
+        "continue",
+    ];
+    let Some(text) = debug(&vm, &commands) else { return };
+    let expected: &[&str] = match has_watchpoints {
+        true => &[
+            "Hardware watchpoint 1: watched",
+            "New value = 3",
+            "New value = 6",
+            "Value = 4",
+        ],
+        false => &["Could not insert hardware watchpoint 1"],
+    };
+    for expected in expected {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    assert!(text.contains("exited normally"), "{text}");
+    vm.running.expect("ok debug\n");
     vm.running.expect_exit(0);
 }
