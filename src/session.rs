@@ -22,7 +22,7 @@ use vmm::event_loop::{self, ExitReason};
 use vmm::kvm;
 use vmm::memory::bus_error;
 use vmm::timeline::{Span, Timeline};
-use vmm::vcpu::{Location, StopReason};
+use vmm::vcpu::{Location, StopReason, VcpuError};
 
 use crate::cli::args::firecracker::VERSION;
 use crate::cli::args::{DebugArgs, SessionArgs, SuspendArgs};
@@ -506,7 +506,11 @@ pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
         ExitReason::Guest(StopReason::Fault(fault)) => {
             print_message(&hints::describe(fault, options));
             print_backtrace(fault.location());
-            FAULT
+            match fault {
+                // The guest has not run.
+                VcpuError::Prepare { .. } | VcpuError::Restrict { .. } => process::FAILURE,
+                _ => FAULT,
+            }
         }
         ExitReason::Signal(signal) => process::exit_by_signal(*signal),
         ExitReason::Disconnected => {
@@ -531,7 +535,22 @@ fn guest_status(code: u32) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use super::guest_status;
+    use std::io;
+
+    use vmm::event_loop::ExitReason;
+    use vmm::vcpu::{StopReason, VcpuError};
+
+    use super::{exit_status, guest_status};
+    use crate::cli::hints::OptionSet;
+    use crate::process;
+
+    #[test]
+    fn vcpu_that_cannot_be_restricted_is_a_failed_start() {
+        let source = io::Error::from_raw_os_error(libc::EMFILE);
+        let fault = VcpuError::Restrict { id: 0, source };
+        let end = ExitReason::Guest(StopReason::Fault(fault));
+        assert_eq!(exit_status(&end, OptionSet::Run), process::FAILURE);
+    }
 
     #[test]
     fn guest_failure_never_becomes_success() {
