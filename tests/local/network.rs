@@ -182,12 +182,20 @@ fn open_tap(name: &str, flags: libc::c_int) -> fs::File {
     device
 }
 
+/// Waits until the tap `name` keeps packets of the host: the kernel drops them for a moment after a process has attached.
+pub fn await_queue(name: &str) {
+    scratch::wait_until("the tap has a queue", || {
+        !run_command(&format!("ip link show dev {name}")).contains("qdisc noop")
+    });
+}
+
 /// Attaches to `tap0`. Returns a descriptor that children inherit, with a number above those of the standard library.
 pub fn attach_tap() -> OwnedFd {
     let device = open_tap("tap0", libc::IFF_VNET_HDR);
     // SAFETY: the call takes no pointer.
     let inherited = unsafe { libc::fcntl(device.as_raw_fd(), libc::F_DUPFD, 100) };
     assert!(inherited >= 100, "{}", io::Error::last_os_error());
+    await_queue("tap0");
     // SAFETY: F_DUPFD returned the descriptor, which has no other owner.
     unsafe { OwnedFd::from_raw_fd(inherited) }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::served::{ApiProcess, Directory, create_tap, load_body, load_snapshot, pause_and_create};
 use crate::guest::TIMEOUT;
 use crate::guests::{file, program};
-use crate::network::{fetch, in_own_network, ping, run_command};
+use crate::network::{await_queue, fetch, in_own_network, ping, run_command};
 
 const MAC: &str = "02:00:00:00:00:01";
 /// Ports of the guest, see `resources/guests/udp.c`.
@@ -52,7 +52,9 @@ pub fn load_clone(directory: &Directory, tap: &str, number: u8, mac: u8) -> ApiP
     let fields = format!(
         r#","resume_vm":true,"network_overrides":[{{"iface_id":"net1","host_dev_name":"{tap}","guest_ip":"10.0.0.2","ip":"10.0.7.{number}","mac":"02:00:00:00:07:{mac:02x}"}}]"#
     );
-    load_snapshot(directory, "state", "memory", &fields)
+    let process = load_snapshot(directory, "state", "memory", &fields);
+    await_queue(tap);
+    process
 }
 
 /// Starts a clone on `tap` by the command line.
@@ -62,7 +64,7 @@ pub fn restore_clone(directory: &Directory, tap: &str, number: u8) -> ApiProcess
     let net = format!(
         "net1=tap:{tap},guest-ip=10.0.0.2,ip=10.0.7.{number},guest-mac={MAC},mac=02:00:00:00:07:{number:02x}"
     );
-    ApiProcess::spawn(
+    let process = ApiProcess::spawn(
         own,
         Command::new(program()).args([
             "restore",
@@ -72,7 +74,9 @@ pub fn restore_clone(directory: &Directory, tap: &str, number: u8) -> ApiProcess
             "--api-sock",
             &socket,
         ]),
-    )
+    );
+    await_queue(tap);
+    process
 }
 
 fn fetch_page(number: u8) {
