@@ -18,8 +18,8 @@ const STT_FUNC: u8 = 2;
 
 /// Bytes of the symbol table that are read at once.
 const CHUNK: u64 = 64 << 10;
-/// Maximum bytes of the symbol table that are read. That of Linux has a tenth of it.
-const MAX_SYMBOLS: u64 = 64 << 20;
+/// Maximum bytes of the symbol table, and of its names. Those of Linux have a tenth of it.
+const MAX_TABLE: u64 = 64 << 20;
 /// Maximum bytes of a name.
 const MAX_NAME: usize = 200;
 /// Bytes at the start of a function in which it sets up its frame pointer.
@@ -47,9 +47,7 @@ pub struct Symbols<'a> {
     file: &'a File,
     is_64_bit: bool,
     machine: u16,
-    /// Program headers, each with `program_header_size` bytes.
     program_headers: Vec<u8>,
-    program_header_size: usize,
     table: Table,
     names: Table,
 }
@@ -59,6 +57,13 @@ pub struct Symbols<'a> {
 struct Table {
     offset: u64,
     size: u64,
+}
+
+impl Table {
+    /// Returns the table if `file` holds all of it, and if it is not too large.
+    fn check(self, file: &File) -> Option<Self> {
+        (self.size <= MAX_TABLE && contains(file, self.offset, self.size)).then_some(self)
+    }
 }
 
 /// Best symbol so far for an address. The order is that of the preference.
@@ -84,23 +89,30 @@ impl<'a> Symbols<'a> {
             true => (fields.u64(32), fields.u64(40), 54_usize),
             false => (fields.u32(28).into(), fields.u32(32).into(), 42),
         };
-        let count = |at| usize::from(fields.u16(counts + at));
-        let program_headers = read(file, programs, count(0) * count(2))?;
-        let section_headers = read(file, sections, count(4) * count(6))?;
-        let section_headers: Vec<_> = section_headers
-            .chunks_exact(count(4).max(1))
+        let (program_size, section_size) = header_sizes(is_64_bit);
+        let headers = |offset, at, size| {
+            let [found, count] = [at, at + 2].map(|at| usize::from(fields.u16(counts + at)));
+            match count {
+                0 => Some(Vec::new()),
+                _ if found == size => read(file, offset, count * size),
+                _ => None,
+            }
+        };
+        let program_headers = headers(programs, 0, program_size)?;
+        let section_headers: Vec<_> = headers(sections, 4, section_size)?
+            .chunks_exact(section_size)
             .map(|bytes| SectionHeader::parse(HeaderFields(bytes), is_64_bit))
             .collect();
         let of_kind = |kind| section_headers.iter().find(|header| header.kind == kind);
         let symbols = of_kind(SHT_SYMTAB).or_else(|| of_kind(SHT_DYNSYM))?;
+        let names = section_headers.get(usize::try_from(symbols.link).ok()?)?;
         Some(Self {
             file,
             is_64_bit,
             machine: fields.u16(18),
             program_headers,
-            program_header_size: count(0).max(1),
-            table: symbols.table,
-            names: section_headers.get(usize::try_from(symbols.link).ok()?)?.table,
+            table: symbols.table.check(file)?,
+            names: names.table.check(file)?,
         })
     }
 
@@ -108,11 +120,10 @@ impl<'a> Symbols<'a> {
     pub fn find(&self, addresses: &[u64]) -> Vec<Option<Symbol>> {
         let mut found: Vec<Option<Candidate>> = vec![None; addresses.len()];
         let entry = if self.is_64_bit { 24 } else { 16 };
-        let size = self.table.size.min(MAX_SYMBOLS);
         let mut at = 0;
-        while at < size {
+        while at < self.table.size {
             // A multiple of the size of an entry.
-            let length = (size - at).min(CHUNK / 48 * 48);
+            let length = (self.table.size - at).min(CHUNK / 48 * 48);
             let bytes = usize::try_from(length)
                 .ok()
                 .and_then(|length| read(self.file, self.table.offset.checked_add(at)?, length));
@@ -183,7 +194,8 @@ impl<'a> Symbols<'a> {
 
     /// Returns up to `length` bytes of the file at the virtual `address`.
     pub fn code(&self, address: u64, length: usize) -> Option<Vec<u8>> {
-        let headers = self.program_headers.chunks_exact(self.program_header_size);
+        let (size, _) = header_sizes(self.is_64_bit);
+        let headers = self.program_headers.chunks_exact(size);
         headers.map(HeaderFields).find_map(|header| {
             let (offset, start, size) = match self.is_64_bit {
                 true => (header.u64(8), header.u64(16), header.u64(32)),
@@ -240,8 +252,24 @@ impl SectionHeader {
     }
 }
 
+/// Returns the bytes of a program header, and of a section header.
+fn header_sizes(is_64_bit: bool) -> (usize, usize) {
+    if is_64_bit { (56, 64) } else { (32, 40) }
+}
+
+/// Returns true if the file has `length` bytes at `offset`.
+fn contains(file: &File, offset: u64, length: u64) -> bool {
+    let end = offset.checked_add(length);
+    file.metadata()
+        .is_ok_and(|metadata| end.is_some_and(|end| end <= metadata.len()))
+}
+
 /// Reads `length` bytes at `offset`. Returns `None` if the file is shorter, or cannot be read: a report then lacks symbols.
 fn read(file: &File, offset: u64, length: usize) -> Option<Vec<u8>> {
+    // Before the allocation: a damaged header may have any length.
+    if !contains(file, offset, length as u64) {
+        return None;
+    }
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(length).ok()?;
     bytes.resize(length, 0);
@@ -255,7 +283,7 @@ mod tests {
 
     use scratch::Temporary;
 
-    use super::{EM_AARCH64, EM_X86_64, Symbol, Symbols};
+    use super::{EM_AARCH64, EM_X86_64, MAX_TABLE, Symbol, Symbols, read};
 
     const CODE: u64 = 0x20_0000;
     /// Offsets in the file.
@@ -372,6 +400,54 @@ mod tests {
         let code = [0xa9be_7bfd_u32, 0x9100_43fd].map(u32::to_le_bytes).concat();
         assert_eq!(frame(EM_AARCH64, &code), Some(8));
         assert_eq!(frame(EM_AARCH64, &code[..4]), None);
+    }
+
+    /// Opens `image` with `length` bytes.
+    fn opens(image: &[u8], length: u64) -> bool {
+        let image = Temporary::with(image);
+        let file = File::options().write(true).open(image.path()).unwrap();
+        file.set_len(length).unwrap();
+        Symbols::open(&File::open(image.path()).unwrap()).is_some()
+    }
+
+    #[test]
+    fn headers_of_other_sizes_are_rejected() {
+        let image = elf(EM_X86_64, &[0x90], &[("function", GLOBAL_FUNCTION, CODE, 1)]);
+        assert!(opens(&image, 1 << 33));
+        for (at, size) in [(54, 55_u16), (54, 57), (54, 0), (58, 40), (58, 65)] {
+            let mut image = image.clone();
+            image[at..at + 2].copy_from_slice(&size.to_le_bytes());
+            assert!(!opens(&image, 1 << 33), "{size} at {at}");
+        }
+    }
+
+    #[test]
+    fn large_tables_are_rejected() {
+        let image = elf(EM_X86_64, &[0x90], &[("function", GLOBAL_FUNCTION, CODE, 1)]);
+        for section in [1, 2] {
+            for (size, is_accepted) in [(MAX_TABLE, true), (MAX_TABLE + 1, false)] {
+                let (mut image, at) = (image.clone(), SECTIONS_AT + section * 64 + 32);
+                image[at..at + 8].copy_from_slice(&size.to_le_bytes());
+                assert_eq!(opens(&image, 1 << 30), is_accepted, "{size}");
+                assert!(!opens(&image, MAX_TABLE), "table behind the end of the file");
+            }
+        }
+    }
+
+    #[test]
+    fn read_behind_end_of_file_allocates_nothing() {
+        /// Returns the maximum of the memory of this process so far, in KiB.
+        fn peak() -> u64 {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            line.unwrap().trim_end_matches("kB").trim().parse().unwrap()
+        }
+        let file = Temporary::with(&[0; 64]);
+        let file = File::open(file.path()).unwrap();
+        let before = peak();
+        assert_eq!(read(&file, 0, 1 << 30), None);
+        assert_eq!(read(&file, u64::MAX, 1), None);
+        assert!(peak() - before < 512 << 10);
     }
 
     #[test]
