@@ -8,6 +8,7 @@ use scratch::{Directory, Requirement};
 use vmm::arch::{Architecture, Native, Platform};
 
 use crate::api::served::ApiProcess;
+use crate::forged::change_config;
 use crate::guests::{file, program};
 
 fn mayfly(arguments: &[&str]) -> Output {
@@ -236,6 +237,26 @@ fn unusable_sources_are_rejected_and_leave_no_file() {
         "cannot make a core of the snapshot in ",
     );
     assert_eq!(directory.names(), [""; 0]);
+}
+
+/// Returns the messages of a failing `mayfly core` of the snapshot in `directory`.
+fn core_error(directory: &Directory) -> String {
+    let core = Directory::new();
+    let output = mayfly(&["core", &directory.text(""), &core.text("core")]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(core.names(), [""; 0]);
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn forged_number_of_vcpus_is_rejected() {
+    let snapshot = crash();
+    for vcpus in [0, 33, 1000] {
+        change_config(&snapshot.path("state"), |config| config.vcpus = vcpus);
+        let text = core_error(&snapshot);
+        let expected = format!("cannot read {vcpus} vCPUs of the state file: a VM has 1 to 32");
+        assert!(text.contains(&expected), "{text}");
+    }
 }
 
 #[test]

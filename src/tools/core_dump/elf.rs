@@ -2,6 +2,8 @@
 //!
 //! The file begins with all headers and notes. Guest memory follows as it is in the memory file, from a page boundary on.
 
+use std::io::{self, Write};
+
 use vmm::persistence::SavedRegisters;
 
 const ET_CORE: u16 = 4;
@@ -40,8 +42,16 @@ pub struct LoadSegment {
     pub offset: u64,
 }
 
-/// Returns the part of the file before memory, with whole pages.
-pub fn front(machine: u16, vcpus: impl Iterator<Item = SavedRegisters>, segments: &[LoadSegment]) -> Vec<u8> {
+/// Writes the part of the file before memory, with whole pages. Returns its length in bytes.
+///
+/// # Errors
+/// The error of `file`.
+pub fn write_front(
+    file: &mut impl Write,
+    machine: u16,
+    vcpus: impl Iterator<Item = SavedRegisters>,
+    segments: &[LoadSegment],
+) -> io::Result<u64> {
     let notes: Vec<u8> = (1_u32..)
         .zip(vcpus)
         .flat_map(|(id, registers)| notes(id, registers))
@@ -50,26 +60,26 @@ pub fn front(machine: u16, vcpus: impl Iterator<Item = SavedRegisters>, segments
     let is_large = count >= PN_XNUM;
     let headers = EHDR + if is_large { SHDR } else { 0 };
     let notes_at = headers + count * PHDR;
-    let memory_at = (notes_at + notes.len()).next_multiple_of(PAGE);
-    let mut front = Vec::with_capacity(memory_at);
-    front.extend(elf_header(machine, headers, count));
+    let notes_end = notes_at + notes.len();
+    let memory_at = notes_end.next_multiple_of(PAGE);
+    file.write_all(&elf_header(machine, headers, count))?;
     if is_large {
-        front.extend(first_section(count));
+        file.write_all(&first_section(count))?;
     }
-    front.extend(program_header(PT_NOTE, notes_at, 0, 0, notes.len() as u64));
+    file.write_all(&program_header(PT_NOTE, notes_at, 0, 0, notes.len() as u64))?;
     for segment in segments {
         let at = memory_at as u64 + segment.offset;
-        front.extend(program_header(
+        file.write_all(&program_header(
             PT_LOAD,
             usize::try_from(at).unwrap_or(usize::MAX),
             segment.address,
             segment.physical,
             segment.length,
-        ));
+        ))?;
     }
-    front.extend(notes);
-    front.resize(memory_at, 0);
-    front
+    file.write_all(&notes)?;
+    file.write_all(&[0; PAGE][..memory_at - notes_end])?;
+    Ok(memory_at as u64)
 }
 
 fn elf_header(machine: u16, program_headers: usize, count: usize) -> Vec<u8> {
@@ -144,7 +154,15 @@ fn note(kind: u32, description: &[u8]) -> Vec<u8> {
 mod tests {
     use vmm::persistence::SavedRegisters;
 
-    use super::{LoadSegment, front};
+    use super::{LoadSegment, write_front};
+
+    /// Returns the front of a core for x86-64.
+    fn front(vcpus: &[SavedRegisters], segments: &[LoadSegment]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let length = write_front(&mut bytes, 62, vcpus.iter().cloned(), segments).unwrap();
+        assert_eq!(bytes.len() as u64, length);
+        bytes
+    }
 
     fn registers(byte: u8, float: Option<Vec<u8>>) -> SavedRegisters {
         SavedRegisters {
@@ -174,7 +192,7 @@ mod tests {
     fn front_has_headers_and_notes() {
         let vcpus = [registers(7, Some(vec![9; 512])), registers(8, None)];
         let segments = [segment(0x40_0000, 0x2000), segment(0xffff_8000_0000_0000, 0)];
-        let bytes = front(62, vcpus.into_iter(), &segments);
+        let bytes = front(&vcpus, &segments);
         assert_eq!(bytes.len(), 4096);
         assert_eq!((half(&bytes, 16), half(&bytes, 18)), (4, 62));
         assert_eq!(
@@ -212,7 +230,7 @@ mod tests {
     #[test]
     fn many_segments_are_counted_in_section_header() {
         let segments = vec![segment(0, 0); 70_000];
-        let bytes = front(62, std::iter::empty(), &segments);
+        let bytes = front(&[], &segments);
         assert_eq!(
             (half(&bytes, 56), word(&bytes, 40), half(&bytes, 60)),
             (0xffff, 64, 1)
@@ -220,7 +238,7 @@ mod tests {
         assert_eq!(word(&bytes, 32), 128);
         let count = u32::from_le_bytes(bytes[64 + 44..64 + 48].try_into().unwrap());
         assert_eq!(count, 70_001);
-        let few = front(62, std::iter::empty(), &segments[..0xfffd]);
+        let few = front(&[], &segments[..0xfffd]);
         assert_eq!((half(&few, 56), word(&few, 40)), (0xfffe, 0));
     }
 }

@@ -8,13 +8,13 @@ mod elf;
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use vmm::control::{GenerationError, resolve_generation};
 use vmm::memory::Bytes;
-use vmm::persistence::{Mapping, SavedMachine, SavedMachineError, SavedRegion};
+use vmm::persistence::{MAX_MAPPINGS, Mapping, MappingError, SavedMachine, SavedMachineError, SavedRegion};
 use vmm_sys_util::seek_hole::SeekHole;
 
 use crate::logging::print_message;
@@ -206,7 +206,7 @@ fn write(directory: &Path, path: &Path) -> Result<(), Error> {
 }
 
 /// Writes headers and memory. Returns the number of bytes of memory that are not zero.
-fn write_to(machine: &SavedMachine, mut file: &File) -> io::Result<u64> {
+fn write_to(machine: &SavedMachine, file: &File) -> io::Result<u64> {
     let regions = machine.regions();
     let mut segments = virtual_segments(machine, &regions);
     segments.extend(regions.iter().map(|region| LoadSegment {
@@ -215,28 +215,33 @@ fn write_to(machine: &SavedMachine, mut file: &File) -> io::Result<u64> {
         length: region.length,
         offset: region.offset,
     }));
-    let front = elf::front(SavedMachine::ELF_MACHINE, machine.registers(), &segments);
-    file.write_all(&front)?;
+    let mut writer = BufWriter::new(file);
+    let front = elf::write_front(
+        &mut writer,
+        SavedMachine::ELF_MACHINE,
+        machine.registers(),
+        &segments,
+    )?;
+    writer.flush()?;
     let memory: u64 = regions.iter().map(|region| region.length).sum();
-    file.set_len(front.len() as u64 + memory)?;
-    copy_data(machine.memory_file(), file, front.len() as u64)
+    file.set_len(front + memory)?;
+    copy_data(machine.memory_file(), file, front)
 }
 
-/// Returns the segments by the page tables of all vCPUs. Of several mappings of an address, that of the first vCPU counts.
+/// Returns the segments by the page tables of all vCPUs, at most [`MAX_MAPPINGS`]. Of several mappings of an address, that of the first
+/// vCPU counts.
 fn virtual_segments(machine: &SavedMachine, regions: &[SavedRegion]) -> Vec<LoadSegment> {
     let mut ranges = BTreeMap::new();
-    let mut known: Vec<Vec<Mapping>> = Vec::new();
     for id in 0..machine.registers().count() {
-        match machine.mappings(id) {
-            Ok(mappings) if known.contains(&mappings) => {}
-            Ok(mappings) => {
-                mappings.iter().for_each(|mapping| add(&mut ranges, *mapping));
-                known.push(mappings);
-            }
-            Err(error) => print_message(&format!(
-                "warning: the core has no virtual addresses of vCPU {id}: {}",
+        let added = machine.mappings(id).and_then(|mappings| {
+            let mut mappings = mappings.into_iter();
+            mappings.try_for_each(|mapping| add(&mut ranges, mapping, MAX_MAPPINGS))
+        });
+        if let Err(error) = added {
+            print_message(&format!(
+                "warning: the core lacks virtual addresses of vCPU {id}: {}",
                 chain(&error)
-            )),
+            ));
         }
     }
     let segment = |(address, (physical, length)): (u64, (u64, u64))| {
@@ -255,8 +260,9 @@ fn virtual_segments(machine: &SavedMachine, regions: &[SavedRegion]) -> Vec<Load
     ranges.into_iter().filter_map(segment).collect()
 }
 
-/// Adds the parts of `mapping` that `ranges` do not contain. Those are physical addresses and lengths by their virtual addresses.
-fn add(ranges: &mut BTreeMap<u64, (u64, u64)>, mapping: Mapping) {
+/// Adds the parts of `mapping` that `ranges` do not contain. Those are physical addresses and lengths by their virtual addresses, at most
+/// `limit` of them.
+fn add(ranges: &mut BTreeMap<u64, (u64, u64)>, mapping: Mapping, limit: usize) -> Result<(), MappingError> {
     let (mut address, last) = (mapping.address, mapping.address + (mapping.length - 1));
     loop {
         // The range that begins at or before the address, if it ends behind it.
@@ -267,16 +273,19 @@ fn add(ranges: &mut BTreeMap<u64, (u64, u64)>, mapping: Mapping) {
             let rest = length - (address - start);
             match address.checked_add(rest).filter(|next| *next <= last) {
                 Some(next) => address = next,
-                None => return,
+                None => return Ok(()),
             }
             continue;
+        }
+        if ranges.len() >= limit {
+            return Err(MappingError::TooMany);
         }
         let next = ranges.range(address..).next().map(|(start, _)| *start);
         let end = next.filter(|next| *next <= last).map_or(last, |next| next - 1);
         let physical = mapping.physical + (address - mapping.address);
         ranges.insert(address, (physical, end - address + 1));
         if end == last {
-            return;
+            return Ok(());
         }
         address = end + 1;
     }
@@ -313,7 +322,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use scratch::Directory;
-    use vmm::persistence::Mapping;
+    use vmm::persistence::{Mapping, MappingError};
 
     use super::{CoreArgs, Source, add, copy_data, parse};
 
@@ -361,7 +370,9 @@ mod tests {
                     physical,
                     length,
                 },
-            );
+                8,
+            )
+            .unwrap();
         };
         put(0x3000, 0x10_3000, 0x1000);
         put(0x6000, 0x10_6000, 0x2000);
@@ -381,6 +392,26 @@ mod tests {
                 (u64::MAX - 0xfff, (0x40_0000, 0x1000)),
             ]
         );
+    }
+
+    #[test]
+    fn ranges_of_all_vcpus_are_limited() {
+        let mut ranges = BTreeMap::new();
+        let mut put = |address, length| {
+            let mapping = Mapping {
+                address,
+                physical: address,
+                length,
+            };
+            add(&mut ranges, mapping, 3)
+        };
+        assert_eq!(put(0x2000, 0x1000), Ok(()));
+        // Before and behind the first one.
+        assert_eq!(put(0x1000, 0x3000), Ok(()));
+        // A vCPU that shares its mappings needs no more ranges.
+        assert_eq!(put(0x1000, 0x3000), Ok(()));
+        assert_eq!(put(0x8000, 0x1000), Err(MappingError::TooMany));
+        assert_eq!(ranges.len(), 3);
     }
 
     #[test]

@@ -9,6 +9,9 @@ pub trait CoreState {
     /// Address that the processor never translates, at which a core shows guest-physical memory.
     const PHYSICAL_WINDOW: u64;
 
+    /// Registers that determine the translation of addresses.
+    type Paging: PartialEq;
+
     /// Returns true if the guest has started the vCPU.
     fn is_started(&self) -> bool;
 
@@ -17,6 +20,9 @@ pub trait CoreState {
 
     /// Returns the floating-point registers; none if the state holds them in another form.
     fn float_registers(&self) -> Option<Vec<u8>>;
+
+    /// Returns the registers that determine the translation of addresses. vCPUs with equal ones have the same mappings.
+    fn paging(&self) -> Self::Paging;
 
     /// Adds the mappings of the page tables, or of all addresses if the processor does not translate them.
     ///

@@ -7,14 +7,16 @@ use crate::memory::try_read;
 
 /// Maximum number of tables that are read: those of 1 TiB in pages of 4 KiB. A guest can build tables that lead to themselves.
 const MAX_TABLES: u32 = 1 << 19;
-/// Maximum number of ranges.
-const MAX_RANGES: usize = 1 << 20;
+/// Maximum number of ranges, those of one vCPU, and those of all vCPUs in a core.
+pub const MAX_MAPPINGS: usize = 1 << 20;
 
 /// Reason why the page tables of a vCPU cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// There are too many tables or ranges.
-    #[error("cannot follow the page tables: they have more than {MAX_TABLES} tables or {MAX_RANGES} ranges")]
+    #[error(
+        "cannot follow the page tables: they have more than {MAX_TABLES} tables or {MAX_MAPPINGS} ranges"
+    )]
     TooMany,
     /// The processor translates addresses in an unsupported way.
     #[error("cannot follow the page tables: {0}")]
@@ -111,7 +113,7 @@ impl<'a> Mappings<'a> {
             let count = self.ranges.len();
             match self.ranges.last_mut() {
                 Some(last) if last.is_followed_by(&part) => last.length += part.length,
-                _ if count == MAX_RANGES => return Err(Error::TooMany),
+                _ if count == MAX_MAPPINGS => return Err(Error::TooMany),
                 _ => self.ranges.push(part),
             }
         }

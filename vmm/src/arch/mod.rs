@@ -116,7 +116,7 @@ pub use debug::{
     TRANSLATION_UNIT, register_range, target_description,
 };
 pub use exit::{ExitKind, IoAccess, NativeExit};
-pub use mappings::{Error as MappingError, Mapping, Mappings};
+pub use mappings::{Error as MappingError, MAX_MAPPINGS, Mapping, Mappings};
 
 #[cfg(target_arch = "aarch64")]
 pub use aarch64::platform::Aarch64 as Native;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use snapshot::file::{self, Header};
 
-pub use crate::arch::Mapping;
+pub use crate::arch::{MAX_MAPPINGS, Mapping, MappingError};
 use crate::arch::{Native, Platform};
 use crate::config::VmConfig;
 use crate::memory::dump;

@@ -11,6 +11,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::load::read_config;
 use crate::arch::{CoreState, Cpu, Mapping, MappingError, Mappings, Native, Platform};
+use crate::config::MAX_VCPUS;
 use crate::machine::state::{self, read_vcpu};
 use crate::memory;
 use crate::vcpu::NativeVcpuState;
@@ -27,6 +28,9 @@ pub enum Error {
     /// A vCPU of the state file is invalid.
     #[error("cannot read the vCPUs of the state file")]
     Vcpu(#[source] state::Error),
+    /// The number of vCPUs is 0 or above [`MAX_VCPUS`].
+    #[error("cannot read {0} vCPUs of the state file: a VM has 1 to {MAX_VCPUS}")]
+    Vcpus(u32),
     /// The memory file holds only a part of memory.
     #[error("cannot read memory from a Diff snapshot; merge it into its base by mayfly snapshot-merge")]
     Diff,
@@ -109,8 +113,10 @@ impl SavedMachine {
         }
         let mut sections = state.reader().map_err(Error::Sections)?;
         let config = read_config(&mut sections).map_err(Error::Sections)?;
-        let count = u8::try_from(config.vcpus).unwrap_or(u8::MAX);
-        let vcpus: Result<_, _> = (0..count)
+        let count = u8::try_from(config.vcpus)
+            .ok()
+            .filter(|count| (1..=MAX_VCPUS).contains(count));
+        let vcpus: Result<_, _> = (0..count.ok_or(Error::Vcpus(config.vcpus))?)
             .map(|id| read_vcpu(id, &mut sections).map(|state| *state))
             .collect();
         let vcpus = vcpus.map_err(Error::Vcpu)?;
@@ -150,13 +156,20 @@ impl SavedMachine {
         })
     }
 
-    /// Returns the mappings of the page tables of vCPU `id`, in the order of the tables. None if the guest has not started the vCPU.
+    /// Returns the mappings of the page tables of vCPU `id`, in the order of the tables, at most
+    /// [`MAX_MAPPINGS`](crate::arch::MAX_MAPPINGS). None if the guest has not started the vCPU, or if a vCPU before it has the same page
+    /// tables.
     ///
     /// # Errors
     /// [`MappingError`]
     pub fn mappings(&self, id: usize) -> Result<Vec<Mapping>, MappingError> {
         let mut mappings = Mappings::new(&self.memory);
-        if let Some(vcpu) = self.vcpus.get(id).filter(|vcpu| vcpu.is_started()) {
+        let started = |id: usize| self.vcpus.get(id).filter(|vcpu| vcpu.is_started());
+        if let Some(vcpu) = started(id)
+            && !(0..id)
+                .filter_map(started)
+                .any(|other| other.paging() == vcpu.paging())
+        {
             vcpu.add_mappings(&mut mappings)?;
         }
         Ok(mappings.into_ranges())

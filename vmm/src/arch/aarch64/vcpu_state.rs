@@ -11,6 +11,7 @@ use snapshot::Schema;
 use snapshot::persist::Error;
 
 use super::core_state::SavedRegisters;
+use super::paging::Paging;
 use super::registers::{self, RegisterFile};
 use crate::arch::{CoreState, CpuCheck, MappingError, Mappings};
 use crate::kvm::cause;
@@ -52,6 +53,8 @@ impl CoreState for VcpuState {
     /// Behind the largest lower half. gdb ignores the highest byte.
     const PHYSICAL_WINDOW: u64 = 1 << 52;
 
+    type Paging = Paging;
+
     fn is_started(&self) -> bool {
         self.mp_state != KVM_MP_STATE_STOPPED
     }
@@ -64,8 +67,12 @@ impl CoreState for VcpuState {
         self.saved().float()
     }
 
+    fn paging(&self) -> Paging {
+        self.saved().paging()
+    }
+
     fn add_mappings(&self, mappings: &mut Mappings<'_>) -> Result<(), MappingError> {
-        self.saved().paging().add_mappings(mappings)
+        self.paging().add_mappings(mappings)
     }
 }
 

@@ -15,6 +15,8 @@ impl CoreState for VcpuState {
     /// The lowest upper address that is not canonical.
     const PHYSICAL_WINDOW: u64 = 1 << 63;
 
+    type Paging = Paging;
+
     fn is_started(&self) -> bool {
         ![KVM_MP_STATE_UNINITIALIZED, KVM_MP_STATE_INIT_RECEIVED].contains(&self.mp_state.mp_state)
     }
@@ -61,7 +63,11 @@ impl CoreState for VcpuState {
         Some(words.iter().copied().flat_map(u32::to_le_bytes).collect())
     }
 
+    fn paging(&self) -> Paging {
+        Paging::from(self.sregs.registers())
+    }
+
     fn add_mappings(&self, mappings: &mut Mappings<'_>) -> Result<(), MappingError> {
-        Paging::from(self.sregs.registers()).add_mappings(mappings)
+        self.paging().add_mappings(mappings)
     }
 }
