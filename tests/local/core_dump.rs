@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use scratch::{Directory, Requirement};
 use vmm::arch::{Architecture, Native, Platform};
+use vmm::persistence::SavedMachine;
 
 use crate::api::served::ApiProcess;
 use crate::forged::change_config;
@@ -257,6 +258,27 @@ fn forged_number_of_vcpus_is_rejected() {
         let expected = format!("cannot read {vcpus} vCPUs of the state file: a VM has 1 to 32");
         assert!(text.contains(&expected), "{text}");
     }
+}
+
+#[test]
+fn memory_file_without_content_is_rejected() {
+    let snapshot = crash();
+    fs::remove_file(snapshot.path("memory")).unwrap();
+    assert!(core_error(&snapshot).contains("cannot open the memory file"));
+    snapshot.fifo("memory");
+    let text = core_error(&snapshot);
+    assert!(text.contains("cannot use the memory file"), "{text}");
+}
+
+#[test]
+fn change_of_memory_file_is_detected() {
+    let snapshot = crash();
+    let path = snapshot.path("memory");
+    let machine = SavedMachine::open(&snapshot.path("state"), &path).unwrap();
+    machine.check_memory_file().unwrap();
+    let memory = fs::OpenOptions::new().write(true).open(path);
+    memory.unwrap().set_len(4096).unwrap();
+    assert!(machine.check_memory_file().is_err());
 }
 
 #[test]

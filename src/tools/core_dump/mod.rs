@@ -179,10 +179,11 @@ impl Drop for TemporaryDirectory {
 /// Writes a core of the snapshot in `directory` to `path`.
 fn write(directory: &Path, path: &Path) -> Result<(), Error> {
     let opened = SavedMachine::open(&directory.join(STATE), &directory.join(MEMORY));
-    let machine = opened.map_err(|source| Error::Snapshot {
+    let unusable = |source| Error::Snapshot {
         path: directory.to_owned(),
         source: Box::new(source),
-    })?;
+    };
+    let machine = opened.map_err(unusable)?;
     let failed = |source| Error::Write {
         path: path.to_owned(),
         source,
@@ -191,12 +192,15 @@ fn write(directory: &Path, path: &Path) -> Result<(), Error> {
     // Guest memory is for this user alone.
     options.write(true).create_new(true).mode(0o600);
     let file = options.open(path).map_err(failed)?;
-    let written = write_to(&machine, &file);
-    let written = written.inspect_err(|_| {
-        // The error of the write is the one to report.
-        let _ = fs::remove_file(path);
+    let written = write_to(&machine, &file).map_err(failed);
+    let checked = written.and_then(|data| {
+        let check = machine.check_memory_file();
+        check.map(|()| data).map_err(unusable)
     });
-    let data = written.map_err(failed)?;
+    let data = checked.inspect_err(|_| {
+        // The first error is the one to report.
+        let _ = fs::remove_file(path);
+    })?;
     print_message(&format!(
         "core created in {}, {} of memory on disk; run gdb IMAGE {0} to read it",
         path.display(),

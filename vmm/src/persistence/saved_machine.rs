@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use snapshot::GuestMemory;
-use snapshot::file::{self, Architecture, Contents};
+use snapshot::file::{self, Architecture, Contents, Links};
 use snapshot::section;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -13,7 +13,7 @@ use super::load::read_config;
 use crate::arch::{CoreState, Cpu, Mapping, MappingError, Mappings, Native, Platform};
 use crate::config::MAX_VCPUS;
 use crate::machine::state::{self, read_vcpu};
-use crate::memory;
+use crate::memory::{self, ChangeError, MemoryFile};
 use crate::vcpu::NativeVcpuState;
 
 /// Reason why a snapshot cannot be read.
@@ -61,6 +61,9 @@ pub enum Error {
         #[source]
         source: memory::Error,
     },
+    /// The memory file has changed since it was opened.
+    #[error("cannot use the copy of the memory file")]
+    Changed(#[source] ChangeError),
 }
 
 /// Region of guest memory in the memory file.
@@ -85,7 +88,7 @@ pub struct SavedRegisters {
 
 /// Snapshot that is open for reading.
 pub struct SavedMachine {
-    file: File,
+    file: MemoryFile,
     memory: GuestMemory,
     vcpus: Vec<NativeVcpuState>,
 }
@@ -121,16 +124,25 @@ impl SavedMachine {
             .collect();
         let vcpus = vcpus.map_err(Error::Vcpu)?;
         let path = || memory.to_owned();
-        let file = File::open(memory).map_err(|source| Error::OpenMemory { path: path(), source })?;
+        let file = MemoryFile::open(path(), Links::Follow);
+        let file = file.map_err(|(path, source)| Error::OpenMemory { path, source })?;
         let regions = Native::memory_regions(config.memory, config.layout);
-        let mapped = memory::map_snapshot(&regions, &file);
+        let mapped = memory::map_snapshot(&regions, file.file());
         let memory = mapped.map_err(|source| Error::Memory { path: path(), source })?;
         Ok(Self { file, memory, vcpus })
     }
 
     /// Returns the memory file.
     pub fn memory_file(&self) -> &File {
-        &self.file
+        self.file.file()
+    }
+
+    /// Checks that the memory file has not changed since it was opened. Check it after its content has been copied.
+    ///
+    /// # Errors
+    /// [`Error::Changed`]
+    pub fn check_memory_file(&self) -> Result<(), Error> {
+        self.file.check().map_err(Error::Changed)
     }
 
     /// Returns the regions of guest memory, lowest first.
