@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use api::client::{self, Client};
 use serde_json::{Value, json};
+use vmm::ErrorChain;
 
 /// Timeout of a request: the response to a snapshot request arrives after all of the memory is written.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -22,6 +23,14 @@ pub enum Error {
         operation: &'static str,
         /// Reason in the response.
         reason: String,
+    },
+    /// No snapshot was created, and the VM did not resume either.
+    #[error("{}; the VM may still be paused: {}", ErrorChain(.created), ErrorChain(.resumed))]
+    NotResumed {
+        /// Reason why no snapshot was created.
+        created: Box<Error>,
+        /// Reason why the VM did not resume.
+        resumed: Box<Error>,
     },
 }
 
@@ -65,10 +74,17 @@ impl VmClient {
             "mem_file_path": memory,
         });
         let created = self.request("create a snapshot", "PUT", "/snapshot/create", Some(body));
-        if is_running {
-            self.request("resume the VM", "PATCH", "/vm", Some(set_state("Resumed")))?;
+        let resumed = match is_running {
+            true => self.request("resume the VM", "PATCH", "/vm", Some(set_state("Resumed"))),
+            false => Ok(Value::Null),
+        };
+        match (created, resumed) {
+            (Err(created), Err(resumed)) => Err(Error::NotResumed {
+                created: Box::new(created),
+                resumed: Box::new(resumed),
+            }),
+            (created, resumed) => created.and(resumed).map(drop),
         }
-        created.map(drop)
     }
 
     /// Sends a request for `operation` and returns the body of its response, or null if that is no JSON.
@@ -89,5 +105,55 @@ impl VmClient {
         let reason = content["fault_message"].as_str();
         let reason = reason.map_or_else(|| format!("status {}", response.status), str::to_owned);
         Err(Error::Rejected { operation, reason })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+    use std::thread;
+
+    use super::VmClient;
+
+    /// Creates a snapshot by a server that rejects the requests with a reason, in their order.
+    fn create(reasons: [&str; 3]) -> Result<(), String> {
+        let directory = scratch::Directory::new();
+        let listener = UnixListener::bind(directory.path("s")).unwrap();
+        let client = VmClient::new(&directory.path("s"));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for reason in reasons {
+                    let mut stream = scratch::accept(&listener);
+                    assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+                    let body = format!(r#"{{"fault_message":"{reason}"}}"#);
+                    let head = match reason {
+                        "" => "HTTP/1.1 204 \r\n\r\n".to_owned(),
+                        _ => format!("HTTP/1.1 400 \r\nContent-Length: {}\r\n\r\n{body}", body.len()),
+                    };
+                    stream.write_all(head.as_bytes()).unwrap();
+                }
+            });
+            let created = client.create_snapshot(true, "Full", Path::new("/s"), Path::new("/m"));
+            created.map_err(|error| error.to_string())
+        })
+    }
+
+    #[test]
+    fn failed_snapshot_is_reported_before_failed_resume() {
+        assert_eq!(create(["", "", ""]), Ok(()));
+        let error = |text: &str| Err(text.to_owned());
+        assert_eq!(
+            create(["", "no space", ""]),
+            error("cannot create a snapshot: no space")
+        );
+        assert_eq!(create(["", "", "busy"]), error("cannot resume the VM: busy"));
+        assert_eq!(
+            create(["", "no space", "busy"]),
+            error(
+                "cannot create a snapshot: no space; the VM may still be paused: cannot resume the VM: busy"
+            )
+        );
     }
 }
