@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use vmm::config::{BackendDescription, DeviceConfig};
 use vmm::control::{
-    Contents, LoadSnapshotError, MergeError, STATE_VERSION, describe_snapshot, describe_working_set,
-    merge_snapshots, resolve_generation, state_version,
+    Contents, LoadSnapshotError, MEMORY_NAME, MergeError, STATE_NAME, STATE_VERSION, describe_snapshot,
+    describe_working_set, merge_snapshots, resolve_generation, state_version,
 };
 use vmm::memory::Bytes;
 
-use crate::cli::args::{MEMORY, STATE, SnapshotArgs};
+use crate::cli::args::SnapshotArgs;
 use crate::logging::print_message;
 use crate::printable::printable;
 use crate::vm_client::{self, VmClient};
@@ -58,7 +58,7 @@ pub fn create(args: &SnapshotArgs) -> Result<(), Error> {
     let is_running = vm.is_running().map_err(Error::Vm)?;
     let directory = create_directory(&args.directory)?;
     let kind = if args.diff { "Diff" } else { "Full" };
-    let (state, memory) = (directory.join(STATE), directory.join(MEMORY));
+    let (state, memory) = (directory.join(STATE_NAME), directory.join(MEMORY_NAME));
     let created = vm.create_snapshot(is_running, kind, &state, &memory);
     created.map_err(Error::Vm)?;
     let size = fs::metadata(&memory).map_or(0, |metadata| metadata.blocks() * 512);
@@ -118,7 +118,7 @@ pub fn info(path: &Path) -> Result<String, Error> {
     let state = if path.is_dir() {
         let resolved = resolve_generation(path);
         let directory = resolved.map_err(|error| Error::Read(LoadSnapshotError::Generation(error)))?;
-        directory.join(STATE)
+        directory.join(STATE_NAME)
     } else {
         path.to_owned()
     };
@@ -148,7 +148,7 @@ pub fn info(path: &Path) -> Result<String, Error> {
     );
     line("vCPUs", config.vcpus.to_string());
     line("memory", Bytes(header.memory).to_string());
-    let memory = state.with_file_name(MEMORY);
+    let memory = state.with_file_name(MEMORY_NAME);
     if let Ok(metadata) = fs::metadata(&memory) {
         let data = metadata.blocks() * 512;
         let holes = metadata.len().saturating_sub(data);
@@ -187,7 +187,7 @@ pub fn merge(directories: &[PathBuf]) -> Result<String, Error> {
     };
     let mut text = String::new();
     for diff in diffs {
-        let files = |directory: &Path| (directory.join(STATE), directory.join(MEMORY));
+        let files = |directory: &Path| (directory.join(STATE_NAME), directory.join(MEMORY_NAME));
         let written = merge_snapshots(files(diff), files(base)).map_err(|source| Error::Merge {
             diff: diff.clone(),
             base: base.clone(),

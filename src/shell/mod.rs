@@ -34,12 +34,12 @@ use api::http::{self, Socket};
 use devices::ThreadRole;
 use vmm::arch::{Native, Platform};
 use vmm::config::VmConfig;
-use vmm::control::{self, Control, LoadSnapshotError, OpenSnapshot, PassedFiles};
+use vmm::control::{self, Control, LoadSnapshotError, OpenSnapshot, PassedFiles, STATE_NAME};
 use vmm::event_loop::{ExitReason, SignalFd, release_startup_memory};
 use vmm::timeline::Timeline;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::cli::args::{self, Command, RestoreArgs, STATE, ShellArgs, ShellSocket};
+use crate::cli::args::{self, Command, RestoreArgs, ShellArgs, ShellSocket};
 use crate::cli::hints::{self, OptionSet};
 use crate::filters::{self, FileRules, Isolation};
 use crate::logging::print_message;
@@ -151,7 +151,7 @@ fn shape(args: &ShellArgs) -> Result<VmConfig, Error> {
     let mut config = match &args.snapshot {
         Some(directory) => {
             let resolved = control::resolve_generation(directory).map_err(LoadSnapshotError::Generation);
-            let described = resolved.and_then(|path| control::describe_snapshot(&path.join(STATE)));
+            let described = resolved.and_then(|path| control::describe_snapshot(&path.join(STATE_NAME)));
             described.map_err(Error::Shape)?.1
         }
         None => VmConfig {

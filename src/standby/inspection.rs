@@ -117,9 +117,9 @@ impl Inspector {
 pub fn describe(directory: &Path) -> Described {
     let current = directory.join("current");
     let directory: &Path = if current.exists() { &current } else { directory };
-    let described = control::describe_snapshot(&directory.join("state"));
+    let described = control::describe_snapshot(&directory.join(control::STATE_NAME));
     let (_, saved) = described.map_err(|error| format!("snapshot_path: {}", ErrorChain(&error)))?;
-    let memory = directory.join("memory");
+    let memory = directory.join(control::MEMORY_NAME);
     if !memory.is_file() {
         return Err(format!(
             "snapshot_path: cannot find the file {}; name a complete snapshot",

@@ -30,7 +30,7 @@ pub use firecracker::CORE_ON_CRASH;
 pub use run::RunArgs;
 pub use session::{DebugArgs, SessionArgs, SuspendArgs};
 pub use shell::{ShellArgs, ShellSocket};
-pub use snapshot::{MEMORY, RestoreArgs, STATE, SnapshotArgs};
+pub use snapshot::{RestoreArgs, SnapshotArgs};
 
 /// Returns the command line of another program, which parses its arguments, if `arguments` belong to one.
 fn sibling(arguments: &[OsString]) -> Option<Command> {

@@ -6,18 +6,13 @@ use std::time::Duration;
 use lexopt::Arg;
 use vmm::config::{DriveBackend, NetOverride, OptionError};
 use vmm::control::{
-    DEFAULT_RECORD_LENGTH, DriveCheck, FirstFramesFile, LoadSnapshotParams, MAX_RECORD_MS, MemorySource,
-    RecordOptions,
+    DEFAULT_RECORD_LENGTH, DriveCheck, FirstFramesFile, LoadSnapshotParams, MAX_RECORD_MS, MEMORY_NAME,
+    MemorySource, RecordOptions, STATE_NAME,
 };
 
 use super::error::{Error, syntax};
 use super::firecracker::SOCKET;
 use super::session::{self, GivenOptions, SessionArgs, path, value};
-
-/// Name of the state file in the directory of a snapshot.
-pub const STATE: &str = "state";
-/// Name of the memory file in the directory of a snapshot.
-pub const MEMORY: &str = "memory";
 
 /// Arguments of `mayfly restore`.
 #[derive(Debug)]
@@ -92,8 +87,8 @@ pub(super) fn parse_restore(parser: &mut lexopt::Parser) -> Result<Option<Box<Re
         }
     }
     let directory = directory.ok_or(Error::NoDirectory("restore"))?;
-    restore.params.state = directory.join(STATE);
-    restore.params.memory = MemorySource::File(directory.join(MEMORY));
+    restore.params.state = directory.join(STATE_NAME);
+    restore.params.memory = MemorySource::File(directory.join(MEMORY_NAME));
     restore.params.generations = Some(directory);
     set_length(&mut restore.params, length)?;
     restore.session.check()?;

@@ -12,7 +12,7 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use vmm::control::{GenerationError, resolve_generation};
+use vmm::control::{GenerationError, MEMORY_NAME, STATE_NAME, resolve_generation};
 use vmm::memory::Bytes;
 use vmm::persistence::{MAX_MAPPINGS, Mapping, MappingError, SavedMachine, SavedMachineError, SavedRegion};
 use vmm_sys_util::seek_hole::SeekHole;
@@ -21,10 +21,6 @@ use crate::logging::print_message;
 use crate::output::chain;
 use crate::vm_client::{self, VmClient};
 use elf::LoadSegment;
-
-/// Names of the files in the directory of a snapshot.
-const STATE: &str = "state";
-const MEMORY: &str = "memory";
 
 /// Bytes of memory that are copied at once.
 const CHUNK: usize = 1 << 20;
@@ -141,7 +137,7 @@ pub fn create(args: &CoreArgs) -> Result<(), Error> {
             let vm = VmClient::new(socket);
             let is_running = vm.is_running().map_err(Error::Vm)?;
             let directory = TemporaryDirectory::beside(&args.file)?;
-            let (state, memory) = (directory.0.join(STATE), directory.0.join(MEMORY));
+            let (state, memory) = (directory.0.join(STATE_NAME), directory.0.join(MEMORY_NAME));
             let created = vm.create_snapshot(is_running, "Full", &state, &memory);
             created.map_err(Error::Vm)?;
             write(&directory.0, &args.file)
@@ -178,7 +174,7 @@ impl Drop for TemporaryDirectory {
 
 /// Writes a core of the snapshot in `directory` to `path`.
 fn write(directory: &Path, path: &Path) -> Result<(), Error> {
-    let opened = SavedMachine::open(&directory.join(STATE), &directory.join(MEMORY));
+    let opened = SavedMachine::open(&directory.join(STATE_NAME), &directory.join(MEMORY_NAME));
     let unusable = |source| Error::Snapshot {
         path: directory.to_owned(),
         source: Box::new(source),

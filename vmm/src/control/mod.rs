@@ -55,9 +55,9 @@ pub use crate::memory::dump::DumpStats;
 pub use crate::persistence::{
     ChangedDrive, Contents, CreateSnapshotError, CreateSnapshotParams, DEFAULT_RECORD_LENGTH, DriveCheck,
     FileRole, FirstFramesError, FirstFramesFile, GenerationError, LoadSnapshotError, LoadSnapshotParams,
-    MAX_RECORD_MS, MemorySource, MergeError, NameError, OpenFile, OpenSnapshot, RecordOptions, STATE_VERSION,
-    SnapshotKind, UnnamedDevice, WorkingSetError, WorkingSetOptions, describe_snapshot, describe_working_set,
-    merge_snapshots, resolve_generation, state_version,
+    MAX_RECORD_MS, MEMORY_NAME, MemorySource, MergeError, NameError, OpenFile, OpenSnapshot, RecordOptions,
+    STATE_NAME, STATE_VERSION, SnapshotKind, UnnamedDevice, WorkingSetError, WorkingSetOptions,
+    describe_snapshot, describe_working_set, merge_snapshots, resolve_generation, state_version,
 };
 pub use crate::timeline::Timeline;
 pub use crate::vcpu::{Access, UnclaimedAccess, VcpuActivity};

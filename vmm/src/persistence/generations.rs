@@ -25,10 +25,10 @@ const CURRENT: &str = "current";
 const NEXT: &str = ".current.next";
 /// Start of the name of a generation, before its number.
 const PREFIX: &str = "gen-";
-/// Name of the state file of a generation.
-pub(crate) const STATE_NAME: &str = "state";
-/// Name of the memory file of a generation.
-pub(crate) const MEMORY_NAME: &str = "memory";
+/// Name of the state file in the directory of a snapshot.
+pub const STATE_NAME: &str = "state";
+/// Name of the memory file in the directory of a snapshot.
+pub const MEMORY_NAME: &str = "memory";
 
 /// Attempts to open a generation. Each further one follows the replacement of the generation by another process.
 const ATTEMPTS: u32 = 16;

@@ -23,8 +23,10 @@ use crate::memory::dump;
 pub use create::{CreateSnapshotParams, Error as CreateSnapshotError, SnapshotKind};
 pub use disks::{ChangedDrive, DriveCheck};
 pub use first_frames::{Error as FirstFramesError, FirstFramesFile};
-pub use generations::{Error as GenerationError, SuspendDirectory, resolve_generation};
-pub(crate) use generations::{MEMORY_NAME, STATE_NAME, check_writable};
+pub(crate) use generations::check_writable;
+pub use generations::{
+    Error as GenerationError, MEMORY_NAME, STATE_NAME, SuspendDirectory, resolve_generation,
+};
 pub use load::{Error as LoadSnapshotError, LoadSnapshotParams, OpenSnapshot};
 pub use names::{Error as NameError, UnnamedDevice};
 pub use open_files::{FileRole, OpenFile};
