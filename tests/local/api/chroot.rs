@@ -210,7 +210,15 @@ fn pause_and_create_in_root(root: &Path, kind: &str, state: &str, memory: &str) 
 fn snapshots_work_without_proc() {
     in_own_mounts(|root| {
         populate_root(&root, "ticker.elf");
-        let flags = ["--api-sock", "/tmp/c.sock", "--no-seccomp"];
+        let flags = [
+            "--api-sock",
+            "/tmp/c.sock",
+            "--no-seccomp",
+            "--log-path",
+            "/tmp/log",
+            "--level",
+            "Info",
+        ];
         let mut process = ApiProcess::spawn(Directory::new(), &mut confined_command(&root, &flags));
         expect_no_content(
             &root,
@@ -226,6 +234,9 @@ fn snapshots_work_without_proc() {
         };
         pause_and_create_in_root(&root, "Full", "s", "m");
         let mut printed = kill_in_root(&root, process);
+        let log = fs::read_to_string(root.join("tmp/log")).unwrap();
+        let expected = "the snapshot reads all pages of the guest: cannot open /proc/self/pagemap";
+        assert!(log.contains(expected), "{log}");
         let full = blocks("m");
         // A diff snapshot in new files, one in the files of its base, and a full snapshot of a restored guest.
         for (kind, state, memory) in [("Diff", "d", "n"), ("Diff", "s", "m"), ("Full", "s", "m")] {

@@ -308,7 +308,10 @@ impl Creation<'_> {
         self.cancellation.set_must_clean_up();
         self.cancellation.spend(0).map_err(Error::Cancelled)?;
         let mut state = file::PendingStateFile::create(&params.state).map_err(Error::State)?;
-        let pagemap = Pagemap::open().ok();
+        let pagemap = Pagemap::open().inspect_err(|error| {
+            log::info!("the snapshot reads all pages of the guest: {}", ErrorChain(error));
+        });
+        let pagemap = pagemap.ok();
         let source = dump::DumpSource {
             memory: machine.memory(),
             origin: self.vm.page_origin(),
