@@ -63,10 +63,10 @@ build: guests $(if $(CROSS),,pages) ## build dist/mayfly, mayfly-standby, mayfly
 PREFIX ?= /usr/local
 export PREFIX DESTDIR ZSHDIR
 
-install: ## install what `make build` has built below PREFIX=/usr/local, in DESTDIR for a package
+install: ## install the files of `make build` below PREFIX=/usr/local, in DESTDIR for a package
 	@resources/install.sh install $(ARCH)
 
-uninstall: ## remove what `make install` has installed below PREFIX=/usr/local
+uninstall: ## remove the files of `make install` below PREFIX=/usr/local
 	@resources/install.sh uninstall $(ARCH)
 
 deb: build pages package ## build a Debian package in dist, or for ARCH=aarch64

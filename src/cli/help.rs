@@ -124,7 +124,7 @@ Read files; no KVM required:
                         make an ELF core of a snapshot or of a running VM, for gdb
 
 Check the installation:
-  doctor [--json]       show what mayfly needs of this host, what is missing, and the remedy
+  doctor [--json]       check the needs of mayfly on this host, with remedies
   version [--json]      print the version; with --json also those of the API and of the snapshot format
   help [COMMAND]        show the options of a command, its exit status and examples
   --version             print the version

@@ -47,7 +47,7 @@ fn find_symbols(vm: &Vm, at: &Location) -> Vec<Option<Symbol>> {
     }
 }
 
-/// Finds the symbols in `image`. One that perhaps is not that of the guest is used only if it holds the instruction.
+/// Finds the symbols in `image`. An image that may differ from that of the guest counts only if it holds the instruction.
 fn find_in(image: &File, at: &Location, is_of_guest: bool) -> Vec<Option<Symbol>> {
     let Some(symbols) = Symbols::open(image) else {
         return Vec::new();
@@ -59,7 +59,7 @@ fn find_in(image: &File, at: &Location, is_of_guest: bool) -> Vec<Option<Symbol>
     if !is_of_guest && !has_instruction() {
         return Vec::new();
     }
-    // The byte before the return address belongs to the call: the last instruction of a function may be one.
+    // The byte before the return address belongs to the call: the last instruction of a function may be a call.
     let mut addresses = vec![at.ip];
     addresses.extend(at.callers.iter().map(|address| address.wrapping_sub(1)));
     let mut found = symbols.find(&addresses);

@@ -24,8 +24,8 @@ backtrace of each thread.
 source:
       DIR               the snapshot in this directory, such as that of --core-on-crash. It must be a full one, and of
                         the architecture of this host
-      --api-sock SOCKET the VM with this API socket, which is paused meanwhile. Its mayfly writes a snapshot beside
-                        FILE, which is removed at the end
+      --api-sock SOCKET the VM with this API socket, which is paused meanwhile. Its mayfly writes a
+                        temporary snapshot beside FILE
 
 exit status:
   0     success
@@ -71,10 +71,10 @@ mayfly ctl - control a running mayfly or Firecracker over its API socket
 usage: mayfly ctl [--api-sock PATH] [--json] [--timeout SECONDS] COMMAND
 
 Show:
-  status [--registers]  print the instance state and the size of the VM; for each vCPU, if it runs or is halted; for
-                        each device, how far its driver is; the last accesses to ports and addresses of no device.
-                        --registers also prints instruction pointer and interrupt flag, for which it interrupts each
-                        vCPU for some microseconds, and shows if the guest has halted for good
+  status [--registers]  print the instance state and the size of the VM; the state of each vCPU, running or halted; the
+                        progress of each driver; the last accesses to ports and addresses of no device. --registers
+                        also prints instruction pointer and interrupt flag, for which it interrupts each vCPU for some
+                        microseconds, and detects a guest that has halted for good
   config                print the configuration with drives, interfaces and rate limits
   metrics               print GET /metrics unchanged, in the text format of Prometheus: phases of the start, exits of
                         vCPUs, requests of drives, packets of interfaces
@@ -86,14 +86,14 @@ Act:
   stop                  send Ctrl-Alt-Del to the guest (x86_64 only). Linux reboots, which ends mayfly; most unikernels
                         ignore the keys. To end any VM, end its process: kill PID
   suspend               suspend the VM: create a snapshot, and end mayfly with status 123
-  cancel-suspend        cancel a suspend in progress; the guest goes on
+  cancel-suspend        cancel a suspend in progress; the guest resumes
   ready                 announce that the guest is ready: the cool-down of --idle-after begins
   flush-metrics         write a line to the metrics file, if one is configured
   gdb                   connect gdb with the guest, which stops. In gdb: target remote | mayfly ctl gdb --api-sock PATH
 
 Change devices of a running guest:
   drive ID [--path PATH] [--bandwidth LIMIT] [--ops LIMIT]
-                        replace the file by the one at PATH, as the server sees it, or set rate limits. Without an
+                        replace the file by that at PATH, as the server sees it, or set rate limits. Without an
                         option, report the present size of the file to the guest
   net ID [--rx-bandwidth LIMIT] [--rx-ops LIMIT] [--tx-bandwidth LIMIT] [--tx-ops LIMIT]
                         set rate limits for frames to the guest (rx) and from the guest (tx)

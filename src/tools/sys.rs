@@ -40,10 +40,10 @@ pub fn landlock_version() -> io::Result<i64> {
     check(version)
 }
 
-/// Checks that the kernel has seccomp filters that refuse system calls by a signal.
+/// Checks that the kernel has seccomp filters that reject system calls by a signal.
 ///
 /// # Errors
-/// Fails if it has none.
+/// Fails if the kernel lacks them.
 pub fn probe_seccomp() -> io::Result<()> {
     let action: u32 = libc::SECCOMP_RET_TRAP;
     let operation = SECCOMP_GET_ACTION_AVAIL;
@@ -55,7 +55,7 @@ pub fn probe_seccomp() -> io::Result<()> {
 /// Checks that this process may create an io_uring.
 ///
 /// # Errors
-/// Fails if it may not.
+/// Fails if the kernel denies it.
 pub fn probe_uring() -> io::Result<()> {
     // SAFETY: the kernel fails to read its parameters from address 0, and creates nothing.
     let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, ptr::null::<u8>()) };

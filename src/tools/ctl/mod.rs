@@ -57,7 +57,7 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
         ),
         CtlCommand::Suspend => server.execute(&suspend("Suspend"), "suspended"),
         CtlCommand::CancelSuspend => {
-            server.execute(&suspend("Cancel"), "suspend cancelled; the guest goes on")
+            server.execute(&suspend("Cancel"), "suspend cancelled; the guest resumes")
         }
         CtlCommand::Ready => server.execute(&suspend("Ready"), "ready; the cool-down begins"),
         CtlCommand::Gdb => gdb::connect(&ctl.socket, ctl.timeout),

@@ -3,11 +3,11 @@
 /// State of a need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// There, all of it.
+    /// Complete.
     Ok,
-    /// There in part.
+    /// Partial.
     Limited,
-    /// Not there.
+    /// Absent.
     Missing,
 }
 
@@ -29,7 +29,7 @@ pub struct Check {
     pub name: &'static str,
     /// State.
     pub state: State,
-    /// Description of what there is, or of the cause.
+    /// Description of the host, or the cause of the state.
     pub detail: String,
     /// Effect on mayfly, and way out.
     pub remedy: Option<String>,
@@ -46,7 +46,7 @@ impl Check {
         }
     }
 
-    /// Returns a need that it meets in part.
+    /// Returns a need that this host meets in part.
     pub fn limited(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             name,
@@ -56,7 +56,7 @@ impl Check {
         }
     }
 
-    /// Returns a need that it does not meet.
+    /// Returns a need that this host does not meet.
     pub fn missing(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             state: State::Missing,

@@ -250,7 +250,7 @@ fn check_userfaultfd() -> Check {
         ),
         (_, Err(error)) => Check::missing(
             "userfaultfd",
-            format!("cannot create one: {error}"),
+            format!("cannot create a descriptor: {error}"),
             "memory from a fault handler (Uffd) fails, and track_dirty_pages uses the dirty log: use a kernel with CONFIG_USERFAULTFD, or \
              permit userfaultfd in the filter of the container",
         ),

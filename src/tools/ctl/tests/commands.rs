@@ -148,7 +148,7 @@ fn actions_send_one_request_and_confirm() {
         (
             "cancel-suspend",
             r#"PATCH /scale-to-zero {"action":"Cancel"}"#,
-            "suspend cancelled; the guest goes on",
+            "suspend cancelled; the guest resumes",
         ),
         (
             "ready",

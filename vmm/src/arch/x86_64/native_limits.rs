@@ -5,8 +5,9 @@
 //! are narrower than those of KVM: a state beyond them is compared with the answer of KVM ([`limits`](super::limits)).
 //!
 //! A feature is within the limits if the processor has it and Linux 5.10 gives it to each guest then, or if KVM provides it without the
-//! processor. Some features of later kernels are, too, if KVM is that of Linux 6.8 or later. A feature that this kernel disables by a parameter is not detected. An untrusted state always requires the query, and so does
-//! the state of a guest that has requested features ([`feature_groups`](super::feature_groups)).
+//! processor. Linux 6.8 also permits some later features, if KVM is of that version. A feature that this kernel disables by a parameter
+//! is not detected. An untrusted state always requires the query, and so does the state of a guest that has requested features
+//! ([`feature_groups`](super::feature_groups)).
 
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
