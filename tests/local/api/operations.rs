@@ -16,7 +16,7 @@ use super::uffd::{
 };
 
 /// Limit of each answer and of SIGTERM: 100 ms, with a margin for a busy host. An operation without a page lasts 2 s.
-const LIMIT: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_millis(1800);
 /// Limit of SIGTERM while a snapshot is written: the end of the process waits for two pieces of 4 MiB, on a disk that may be busy.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
 /// Size of the large guest, whose snapshot takes several seconds on a disk.
