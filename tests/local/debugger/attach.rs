@@ -130,3 +130,24 @@ fn running_vm_is_debugged_over_its_api_socket() {
         scratch::wait_until("the end of the VM", || !process.socket().exists());
     });
 }
+
+#[test]
+fn crash_after_detach_ends_the_vm() {
+    if cfg!(not(target_arch = "x86_64")) {
+        // No exception ends a guest of aarch64.
+        return;
+    }
+    scratch::limited(|| {
+        let process = ApiProcess::start();
+        process.set_kernel("loop.elf");
+        process.run_action("InstanceStart");
+        let mut gdb = Gdb::with(Pipe::connect(&process));
+        // No page, and the guest handles no exception.
+        gdb.set_register("rip", 0x7fff_ffff_f000);
+        gdb.expect_ok("D");
+        drop(gdb);
+        // As Firecracker's; mayfly run has 120.
+        let (_, error) = process.expect_exit(1);
+        assert!(error.contains("triple fault"), "{error}");
+    });
+}

@@ -69,16 +69,20 @@ impl Control {
     /// [`AttachError`]
     pub fn check_attach(&self) -> Result<(), AttachError> {
         self.vm().ok_or(AttachError::BeforeStart)?;
-        match self.has_debugger() {
+        // Held vCPUs may wait for a debugger to come.
+        match self.is_debugger_attached() {
             true => Err(AttachError::Busy),
             false => Ok(()),
         }
     }
 
+    fn is_debugger_attached(&self) -> bool {
+        self.debugger.as_ref().is_some_and(Debugger::is_attached)
+    }
+
     /// Returns true while a debugger is attached, or the vCPUs wait for one.
     pub(super) fn has_debugger(&self) -> bool {
-        let is_attached = self.debugger.as_ref().is_some_and(Debugger::is_attached);
-        is_attached || self.vm().is_some_and(|vm| vm.machine().is_held())
+        self.is_debugger_attached() || self.vm().is_some_and(|vm| vm.machine().is_held())
     }
 
     /// Returns the eventfd that is signalled with each request of the debugger, once there is one. It never changes.

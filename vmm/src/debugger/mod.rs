@@ -51,6 +51,11 @@ pub enum AttachError {
     /// There is no VM yet.
     #[error("cannot attach the debugger: the VM is not started; start it first")]
     BeforeStart,
+    /// The thread of the debugger has ended.
+    #[error(
+        "cannot attach the debugger: its thread has ended after an error, which is in the log; restart the VM to debug it"
+    )]
+    Ended,
     /// Another debugger is attached.
     #[error("cannot attach the debugger: another one is attached; detach it first")]
     Busy,
@@ -90,7 +95,7 @@ impl Debugger {
     pub fn start(core: Arc<VmCore>, settings: Option<DebugSettings>) -> io::Result<Self> {
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         let (wake, snapshot_event) = (event()?, Arc::new(event()?));
-        core.machine().attach_debugger(wake.try_clone()?);
+        let vcpu_wake = wake.try_clone()?;
         let (orders, order_receiver) = channel();
         let (snapshot_sender, snapshots) = channel();
         let (end_sender, ended) = channel();
@@ -110,11 +115,19 @@ impl Debugger {
             snapshot_event: snapshot_event.clone(),
         });
         let body = move || {
+            let shared = server.0.shared.clone();
+            let machine = shared.core.machine();
+            // By the thread, so that a machine whose debugger could not start is unchanged.
+            machine.set_debugger_wake(vcpu_wake);
             if let Err(error) = server.run(listener, abilities) {
                 log::error!("the debugger ends: {error}");
-                server.0.shared.core.machine().release_vcpus(ThreadSet::default());
+                machine.expect_debugger(false);
+                machine.release_vcpus(ThreadSet::default());
             }
+            // In this order: an attach fails from now on, and no earlier one is left.
             drop(server);
+            shared.is_attached.store(false, Ordering::Relaxed);
+            drop(shared);
             drop::<Sender<()>>(end_sender);
         };
         Builder::new().name("mayfly_gdb".to_owned()).spawn(body)?;
@@ -130,12 +143,15 @@ impl Debugger {
     /// Attaches gdb on `stream`.
     ///
     /// # Errors
-    /// [`AttachError::Busy`]
+    /// [`AttachError::Busy`] and [`AttachError::Ended`].
     pub fn attach(&self, stream: UnixStream, abilities: DebugAbilities) -> Result<(), AttachError> {
         if self.shared.is_attached.swap(true, Ordering::Relaxed) {
             return Err(AttachError::Busy);
         }
-        self.order(Order::Attach(stream, abilities));
+        if !self.order(Order::Attach(stream, abilities)) {
+            self.shared.is_attached.store(false, Ordering::Relaxed);
+            return Err(AttachError::Ended);
+        }
         Ok(())
     }
 
@@ -162,11 +178,12 @@ impl Debugger {
         let _ = self.ended.receive_within(END_TIMEOUT);
     }
 
-    fn order(&self, order: Order) {
-        // Fails if the thread has ended after an error.
-        let _ = self.orders.send(order);
+    /// Returns false if the thread has ended after an error.
+    fn order(&self, order: Order) -> bool {
+        let is_sent = self.orders.send(order).is_ok();
         // Fails only if the counter is at its maximum, and then the eventfd is readable.
         let _ = self.shared.wake.write(1);
+        is_sent
     }
 }
 
@@ -184,6 +201,7 @@ impl Server {
         add(self.0.shared.wake.as_raw_fd(), WAKE)?;
         if let Some(listener) = &listener {
             add(listener.as_raw_fd(), LISTENER)?;
+            self.0.shared.core.machine().expect_debugger(true);
         }
         loop {
             let mut event = [EpollEvent::default()];
@@ -212,16 +230,22 @@ impl Server {
                     }
                 }
             };
-            if self.serve(connection, abilities)? == SessionEnd::Ended {
+            if self.serve(connection, abilities, listener.is_some())? == SessionEnd::Ended {
                 return Ok(());
             }
         }
     }
 
-    /// Serves gdb on `connection` from its attach to its detach.
-    fn serve(&self, connection: Connection, abilities: DebugAbilities) -> io::Result<SessionEnd> {
+    /// Serves gdb on `connection` from its attach to its detach. With `has_listener`, a crash of the guest waits for the next debugger.
+    fn serve(
+        &self,
+        connection: Connection,
+        abilities: DebugAbilities,
+        has_listener: bool,
+    ) -> io::Result<SessionEnd> {
         let machine = self.0.shared.core.machine();
         log::info!("a debugger attaches");
+        machine.expect_debugger(true);
         let end = match VmDebuggee::attach(&self.0, &connection, abilities)? {
             Ok(mut debuggee) => {
                 let end = gdb::serve(&mut &connection, &mut debuggee);
@@ -240,6 +264,7 @@ impl Server {
         if end == SessionEnd::Killed {
             machine.kill();
         }
+        machine.expect_debugger(has_listener);
         machine.release_vcpus(ThreadSet::default());
         Ok(end)
     }

@@ -25,9 +25,14 @@ impl Machine {
         self.shared.gate.is_held()
     }
 
-    /// Reports stops of vCPUs by `wake` from now on. Guests that crash are kept for the debugger.
-    pub(crate) fn attach_debugger(&self, wake: EventFd) {
-        self.shared.debug.attach(wake);
+    /// Reports stops of vCPUs by `wake`.
+    pub(crate) fn set_debugger_wake(&self, wake: EventFd) {
+        self.shared.debug.set_wake(wake);
+    }
+
+    /// Keeps guests that crash for the debugger, or not. Without a debugger, [`release_vcpus`](Self::release_vcpus) must follow.
+    pub(crate) fn expect_debugger(&self, is_expected: bool) {
+        self.shared.debug.expect_debugger(is_expected);
     }
 
     /// Takes the oldest stop of a vCPU.

@@ -1,6 +1,7 @@
 //! Stops of vCPUs for a debugger.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use devices::lock;
@@ -21,19 +22,27 @@ pub enum DebugStop {
 #[derive(Debug, Default)]
 pub struct DebugEvents {
     stops: Mutex<VecDeque<(u8, DebugStop)>>,
-    /// Signalled with each stop. `None` without a debugger.
+    /// Signalled with each stop. Not set before the first debugger.
     wake: OnceLock<EventFd>,
+    /// A debugger is attached or can come. Relaxed: vCPUs read it under the lock of the gate.
+    is_expected: AtomicBool,
 }
 
 impl DebugEvents {
-    /// Sets the eventfd that is signalled with each stop. From now on the vCPUs stop before a crash ends the guest.
-    pub fn attach(&self, wake: EventFd) {
+    /// Sets the eventfd that is signalled with each stop.
+    pub fn set_wake(&self, wake: EventFd) {
         let _ = self.wake.set(wake);
     }
 
-    /// Returns true once a debugger has attached.
-    pub fn is_attached(&self) -> bool {
-        self.wake.get().is_some()
+    /// With true, vCPUs stop for the debugger from now on, also before a crash ends the guest. With false none stops once the gate has
+    /// released all.
+    pub fn expect_debugger(&self, is_expected: bool) {
+        self.is_expected.store(is_expected, Ordering::Relaxed);
+    }
+
+    /// Returns true while vCPUs stop for a debugger.
+    pub(super) fn is_expected(&self) -> bool {
+        self.is_expected.load(Ordering::Relaxed)
     }
 
     /// Reports a stop of vCPU `id`, whose thread must hold all vCPUs before.

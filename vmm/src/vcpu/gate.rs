@@ -235,6 +235,20 @@ impl PauseGate {
         });
     }
 
+    /// Holds all vCPUs if `condition` is true. Returns true if they are held now. The check and the hold are one step for other callers
+    /// of [`hold`](Self::hold): a release after a change of the condition leaves no vCPU held.
+    pub fn hold_if(&self, condition: impl FnOnce() -> bool) -> bool {
+        let mut is_held = false;
+        self.change(|outside, state| {
+            is_held = condition();
+            if is_held {
+                outside.held = ThreadSet::ALL_VCPUS;
+                *state |= HELD;
+            }
+        });
+        is_held
+    }
+
     /// Stops the gate. Threads inside the guest must be kicked afterwards.
     pub fn stop(&self) {
         self.change(|_, state| *state = STOPPED);
@@ -338,8 +352,11 @@ mod tests {
         assert!(!gate.is_held() && !gate.is_open_to(FIRST));
         gate.open();
         assert!(gate.is_open_to(FIRST) && gate.is_open());
+        assert!(!gate.hold_if(|| false) && gate.is_open());
+        assert!(gate.hold_if(|| true) && !gate.is_open_to(FIRST) && !gate.is_open_to(second));
         gate.stop();
         gate.hold(FIRST);
+        assert!(!gate.hold_if(|| true));
         assert!(gate.is_stopped() && !gate.is_held());
     }
 

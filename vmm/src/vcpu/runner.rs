@@ -18,7 +18,7 @@ use super::location::Location;
 use super::monitor::VcpuMonitor;
 use super::park::{NativeCpu, NativeVcpuState, ParkRequest};
 use super::pre_entry::run_until_entry;
-use crate::arch::{Cpu, CpuRestore, CpuStatus, Native, Platform};
+use crate::arch::{Cpu, CpuRestore, CpuStatus, DebugControl, DebugCpu, Native, Platform};
 use crate::channel::{Receiver, Sender};
 use crate::config::{CpuFeatures, CpuTopology};
 use crate::identity::PendingRecord;
@@ -326,22 +326,25 @@ impl VcpuRunner {
         reason
     }
 
-    /// Stops all vCPUs for the debugger and reports `stop` to it. The loop of each thread waits at the gate.
+    /// Stops all vCPUs for the debugger and reports `stop` to it. The loop of each thread waits at the gate. Returns false, without
+    /// effect, if no debugger can come.
     #[inline(never)]
-    fn stop_for_debugger(&self, stop: DebugStop) {
+    fn stop_for_debugger(&self, stop: DebugStop) -> bool {
         // Held before the report: a debugger that gets it finds the gate held.
-        self.shared.gate.hold(ThreadSet::ALL_VCPUS);
-        self.shared.debug.report(self.id, stop);
+        let is_held = self.shared.gate.hold_if(|| self.shared.debug.is_expected());
+        if is_held {
+            self.shared.debug.report(self.id, stop);
+        }
+        is_held
     }
 
     /// Keeps a guest that ends by a crash until the debugger resumes it, if there is one.
     #[inline(never)]
     fn hold_crash(&self, vcpu: &VcpuFd, reason: &StopReason) {
         let is_crash = matches!(reason, StopReason::CpuShutdown { .. } | StopReason::Fault(_));
-        if !is_crash || !self.shared.debug.is_attached() {
+        if !is_crash || !self.stop_for_debugger(DebugStop::Crash) {
             return;
         }
-        self.stop_for_debugger(DebugStop::Crash);
         // The guest never runs again: other requests are dropped, which disconnects their replies.
         self.shared.gate.wait(ThreadSet::vcpu(self.id), || {
             for request in self.requests.try_iter() {
@@ -391,7 +394,10 @@ impl VcpuRunner {
         Err(match action {
             ExitAction::Handled => return Ok(()),
             ExitAction::Debug(exit) => {
-                self.stop_for_debugger(DebugStop::Exit(exit));
+                if !self.stop_for_debugger(DebugStop::Exit(exit)) {
+                    // The debugger has detached while this thread did not answer. KVM would stop again at the same instruction.
+                    let _ = NativeCpu::set_debug(vcpu, &DebugControl::default());
+                }
                 return Ok(());
             }
             ExitAction::Power(event) => StopReason::Power(event),
