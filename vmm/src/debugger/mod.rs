@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 use std::time::Duration;
 
-use gdb::SessionEnd;
+use gdb::{Debuggee, SessionEnd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -40,6 +40,9 @@ use session::VmDebuggee;
 
 /// Maximum wait for the end of the thread at the end of the VM: gdb may not read its last packet.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Milliseconds without the listener after its error, so that a lasting one costs no processor time.
+const ACCEPT_RETRY_MS: i32 = 100;
 
 /// Data of the descriptors in epoll instances.
 const WAKE: u64 = 0;
@@ -187,6 +190,14 @@ impl Debugger {
     }
 }
 
+/// Returns true if `error` of an accept is not that of a single connection, and so may return at once.
+fn is_lasting(error: &io::Error) -> bool {
+    !matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+    )
+}
+
 /// Body of the thread.
 struct Server(Context);
 
@@ -203,17 +214,35 @@ impl Server {
             add(listener.as_raw_fd(), LISTENER)?;
             self.0.shared.core.machine().expect_debugger(true);
         }
+        let (mut timeout, mut is_logged) = (-1, false);
         loop {
             let mut event = [EpollEvent::default()];
-            match epoll.wait(-1, &mut event) {
+            match epoll.wait(timeout, &mut event) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(0) => {
+                    timeout = -1;
+                    if let Some(listener) = &listener {
+                        add(listener.as_raw_fd(), LISTENER)?;
+                    }
+                    continue;
+                }
                 result => result?,
             };
             let (connection, abilities) = match (event[0].data(), &listener) {
                 (LISTENER, Some(listener)) => {
-                    // The client may have disconnected.
-                    let Ok(connection) = listener.accept() else {
-                        continue;
+                    let connection = match listener.accept() {
+                        Ok(connection) => connection,
+                        Err(error) => {
+                            if is_lasting(&error) {
+                                if !std::mem::replace(&mut is_logged, true) {
+                                    log::warn!("cannot accept gdb, and tries again: {error}");
+                                }
+                                let event = EpollEvent::default();
+                                epoll.ctl(ControlOperation::Delete, listener.as_raw_fd(), event)?;
+                                timeout = ACCEPT_RETRY_MS;
+                            }
+                            continue;
+                        }
                     };
                     if self.0.shared.is_attached.swap(true, Ordering::Relaxed) {
                         // An order to attach follows.
@@ -250,7 +279,12 @@ impl Server {
             Ok(mut debuggee) => {
                 let end = gdb::serve(&mut &connection, &mut debuggee);
                 debuggee.detach();
-                end
+                // gdb may disconnect at the end of the VM, whose order is taken already.
+                if debuggee.has_ended() {
+                    SessionEnd::Ended
+                } else {
+                    end
+                }
             }
             Err(waiting) => {
                 log::warn!(
@@ -267,5 +301,24 @@ impl Server {
         machine.expect_debugger(has_listener);
         machine.release_vcpus(ThreadSet::default());
         Ok(end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::is_lasting;
+
+    #[test]
+    fn errors_of_a_single_connection_do_not_last() {
+        for kind in [
+            ErrorKind::WouldBlock,
+            ErrorKind::Interrupted,
+            ErrorKind::ConnectionAborted,
+        ] {
+            assert!(!is_lasting(&Error::from(kind)), "{kind}");
+        }
+        assert!(is_lasting(&Error::from_raw_os_error(libc::EMFILE)));
     }
 }
