@@ -296,6 +296,8 @@ impl Machine {
             .map_err(Error::Devices)?;
         archive.finish().map_err(Error::Sections)?;
         self.needs_locks.store(true, Ordering::Relaxed);
+        // The machine is paused: a snapshot before its resume has no breakpoint.
+        self.breakpoints.lift(&self.memory);
         if self.fault_handler.is_some() {
             self.start_io_thread().map_err(Error::IoThread)?;
         } else {
