@@ -74,6 +74,11 @@ impl Points {
             address,
             length,
         };
+        let is_same = |point: &Point| (point.kind, point.address, point.length) == (kind, address, length);
+        if self.points.iter().any(is_same) {
+            // gdb may repeat a packet.
+            return true;
+        }
         let mut place = None;
         if self.points.len() >= MAX_POINTS {
             return false;
@@ -252,6 +257,18 @@ mod tests {
         assert_eq!(memory.instructions, [0x1015]);
         points.clear(&mut memory);
         assert!(memory.instructions.is_empty() && points.hardware().is_empty());
+    }
+
+    #[test]
+    fn repeated_point_is_one_point() {
+        let (mut points, mut memory) = (Points::new(LIMITS, false), Memory::default());
+        for address in [0x1000, 0x1004, 0x1008, 0x100c, 0x1010, 0x1010] {
+            assert!(points.add((PointKind::Software, address, 4), &mut memory));
+        }
+        assert_eq!(memory.instructions, [0x1011]);
+        assert!(points.remove((PointKind::Software, 0x1010, 4), &mut memory));
+        assert!(!points.has_software() && memory.instructions.is_empty());
+        assert!(!points.remove((PointKind::Software, 0x1010, 4), &mut memory));
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct VmDebuggee<'a> {
     actions: Vec<Action>,
     /// Stops that gdb has not got.
     stops: VecDeque<(u8, DebugStop)>,
+    /// The vCPU of the last stop or access: packets for points name no thread.
+    selected: usize,
     /// gdb has resumed the VM, and has not interrupted it.
     is_running: bool,
     /// Exit status, once the VM has ended.
@@ -84,6 +86,7 @@ impl<'a> VmDebuggee<'a> {
             resumed: Vec::new(),
             actions: Vec::new(),
             stops: VecDeque::new(),
+            selected: 0,
             is_running: false,
             ended: None,
         };
@@ -179,6 +182,8 @@ impl<'a> VmDebuggee<'a> {
             DebugExit::Step => return self.step_kind(vcpu),
             DebugExit::Software(operand) => match at_breakpoint() {
                 Some(_) => StopKind::SoftwareBreakpoint,
+                // Reached by another linear address.
+                None if self.is_at_memory_breakpoint(vcpu) => StopKind::SoftwareBreakpoint,
                 // An instruction of the guest.
                 None if self.pass_to_guest(vcpu, operand) => return None,
                 None => StopKind::Step,
@@ -196,6 +201,13 @@ impl<'a> VmDebuggee<'a> {
                 None => StopKind::Step,
             },
         })
+    }
+
+    /// Returns true if the next instruction of `vcpu` is a breakpoint in memory, at any linear address.
+    fn is_at_memory_breakpoint(&self, vcpu: usize) -> bool {
+        let ip = self.instruction_pointer(vcpu);
+        let physical = ip.and_then(|ip| self.translate(vcpu, ip));
+        physical.is_some_and(|physical| self.machine.has_breakpoint(physical))
     }
 
     /// Returns the reason of a stop after a step for gdb. `None` if the vCPU goes on.
@@ -271,7 +283,9 @@ impl PointMemory for VmDebuggee<'_> {
         if !self.abilities.has_software_breakpoints {
             return None;
         }
-        let physical = self.translate(0, address)?;
+        // The tables of a vCPU may lack the address, for example before the vCPU starts.
+        let mut vcpus = std::iter::once(self.selected).chain(0..self.vcpus());
+        let physical = vcpus.find_map(|vcpu| self.translate(vcpu, address))?;
         self.machine.add_breakpoint(physical).then_some(physical)
     }
 
@@ -304,6 +318,7 @@ impl Debuggee for VmDebuggee<'_> {
     }
 
     fn registers(&mut self, vcpu: usize) -> Option<Vec<u8>> {
+        self.selected = vcpu;
         self.machine.call_vcpu(vcpu, NativeCpu::registers)?.ok()
     }
 
@@ -316,6 +331,7 @@ impl Debuggee for VmDebuggee<'_> {
     }
 
     fn read_memory(&mut self, vcpu: usize, address: u64, bytes: &mut [u8]) -> usize {
+        self.selected = vcpu;
         let memory = self.machine.memory();
         self.for_pages(vcpu, address, bytes.len(), |physical, part| {
             let length = part.len();
@@ -409,6 +425,7 @@ impl Debuggee for VmDebuggee<'_> {
             };
             if let Some(kind) = kind {
                 self.is_running = false;
+                self.selected = vcpu;
                 return Some(Stop::Vcpu(vcpu, kind));
             }
             if self.stops.is_empty() && self.is_running {

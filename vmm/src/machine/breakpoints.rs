@@ -16,6 +16,8 @@ struct MemoryBreakpoint {
     address: GuestAddress,
     /// Bytes of the guest at the address.
     original: Vec<u8>,
+    /// Breakpoints of the debugger here: linear addresses can share a place.
+    count: usize,
 }
 
 /// Breakpoint instructions of a debugger. Those of a paused machine are not in its memory.
@@ -30,21 +32,35 @@ struct Placed {
 }
 
 impl MemoryBreakpoints {
-    /// Adds a breakpoint. Returns false if the memory does not exist.
+    /// Adds a breakpoint, or another one at the same address. Returns false if the memory does not exist.
     pub fn add(&self, memory: &GuestMemory, address: GuestAddress) -> bool {
+        let mut placed = lock(&self.0);
+        let is_lifted = placed.is_lifted;
+        let mut present = placed.breakpoints.iter_mut();
+        if let Some(breakpoint) = present.find(|breakpoint| breakpoint.address == address) {
+            breakpoint.count += 1;
+            // The guest may have overwritten it.
+            if !is_lifted && !breakpoint.is_inserted(memory) {
+                breakpoint.insert(memory);
+            }
+            return true;
+        }
         let mut original = vec![0; NativeCpu::BREAKPOINT.len()];
         if try_read(memory, address, &mut original) != original.len() {
             return false;
         }
-        let mut placed = lock(&self.0);
         if !placed.is_lifted && !write(memory, NativeCpu::BREAKPOINT, address) {
             return false;
         }
-        placed.breakpoints.push(MemoryBreakpoint { address, original });
+        placed.breakpoints.push(MemoryBreakpoint {
+            address,
+            original,
+            count: 1,
+        });
         true
     }
 
-    /// Removes a breakpoint.
+    /// Removes a breakpoint. The last one at its address restores the memory.
     pub fn remove(&self, memory: &GuestMemory, address: GuestAddress) {
         let mut placed = lock(&self.0);
         let found = placed
@@ -52,6 +68,10 @@ impl MemoryBreakpoints {
             .iter()
             .position(|breakpoint| breakpoint.address == address);
         if let Some(index) = found {
+            placed.breakpoints[index].count -= 1;
+            if placed.breakpoints[index].count > 0 {
+                return;
+            }
             let breakpoint = placed.breakpoints.swap_remove(index);
             if !placed.is_lifted {
                 breakpoint.restore(memory);
@@ -64,11 +84,10 @@ impl MemoryBreakpoints {
         let mut placed = lock(&self.0);
         let is_inserted = !placed.is_lifted;
         if is_inserted {
-            placed.breakpoints.iter().for_each(|place| place.restore(memory));
+            placed.restore(memory);
         }
         let is_written = write(memory, bytes, address);
         for breakpoint in &mut placed.breakpoints {
-            try_read(memory, breakpoint.address, &mut breakpoint.original);
             if is_inserted {
                 breakpoint.insert(memory);
             }
@@ -79,14 +98,21 @@ impl MemoryBreakpoints {
     /// Replaces the breakpoints among `bytes` of the memory at `address` by the bytes of the guest.
     pub fn hide(&self, address: GuestAddress, bytes: &mut [u8]) {
         let placed = lock(&self.0);
+        if placed.is_lifted {
+            return;
+        }
         for breakpoint in &placed.breakpoints {
-            for (place, original) in (breakpoint.address.0..).zip(&breakpoint.original) {
-                let index = place.checked_sub(address.0).map(usize::try_from);
-                if let Some(Ok(index)) = index
-                    && let Some(byte) = bytes.get_mut(index)
-                {
-                    *byte = *original;
-                }
+            let part: Vec<_> = (breakpoint.address.0..)
+                .zip(NativeCpu::BREAKPOINT.iter().zip(&breakpoint.original))
+                .filter_map(|(place, values)| {
+                    let index = usize::try_from(place.checked_sub(address.0)?).ok()?;
+                    (index < bytes.len()).then_some((index, values))
+                })
+                .collect();
+            // The guest may have overwritten it.
+            if part.iter().all(|(index, (own, _))| bytes[*index] == **own) {
+                part.iter()
+                    .for_each(|(index, (_, original))| bytes[*index] = **original);
             }
         }
     }
@@ -95,10 +121,7 @@ impl MemoryBreakpoints {
     pub fn lift(&self, memory: &GuestMemory) {
         let mut placed = lock(&self.0);
         if !std::mem::replace(&mut placed.is_lifted, true) {
-            placed
-                .breakpoints
-                .iter()
-                .for_each(|breakpoint| breakpoint.restore(memory));
+            placed.restore(memory);
         }
     }
 
@@ -106,20 +129,46 @@ impl MemoryBreakpoints {
     pub fn insert(&self, memory: &GuestMemory) {
         let mut placed = lock(&self.0);
         if std::mem::replace(&mut placed.is_lifted, false) {
-            placed.breakpoints.iter().for_each(|place| place.insert(memory));
+            placed
+                .breakpoints
+                .iter_mut()
+                .for_each(|place| place.insert(memory));
         }
+    }
+
+    /// Returns true if there is a breakpoint at `address`.
+    pub fn has(&self, address: GuestAddress) -> bool {
+        lock(&self.0)
+            .breakpoints
+            .iter()
+            .any(|breakpoint| breakpoint.address == address)
+    }
+}
+
+impl Placed {
+    /// Restores the memory of the guest. A breakpoint that the guest has overwritten is gone: its page may have another use.
+    fn restore(&mut self, memory: &GuestMemory) {
+        self.breakpoints.retain(|breakpoint| breakpoint.restore(memory));
     }
 }
 
 impl MemoryBreakpoint {
-    fn insert(&self, memory: &GuestMemory) {
+    /// Replaces the bytes of the guest, which may differ from those before.
+    fn insert(&mut self, memory: &GuestMemory) {
         // The memory existed when the breakpoint was added.
+        try_read(memory, self.address, &mut self.original);
         let _ = write(memory, NativeCpu::BREAKPOINT, self.address);
     }
 
-    fn restore(&self, memory: &GuestMemory) {
-        // The memory existed when the breakpoint was added.
-        let _ = write(memory, &self.original, self.address);
+    /// Returns true unless the guest has overwritten the breakpoint.
+    fn is_inserted(&self, memory: &GuestMemory) -> bool {
+        let mut present = vec![0; self.original.len()];
+        try_read(memory, self.address, &mut present) == present.len() && present == NativeCpu::BREAKPOINT
+    }
+
+    /// Restores the bytes of the guest. Returns false, without effect, if the guest has overwritten the breakpoint.
+    fn restore(&self, memory: &GuestMemory) -> bool {
+        self.is_inserted(memory) && write(memory, &self.original, self.address)
     }
 }
 
@@ -169,6 +218,64 @@ mod tests {
         breakpoints.insert(&memory);
         assert_eq!(read(second), original);
     }
+
+    #[test]
+    fn second_breakpoint_at_one_place_restores_memory_once() {
+        let memory = allocate(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let (place, length) = (GuestAddress(0x10), NativeCpu::BREAKPOINT.len());
+        let read = || {
+            let mut bytes = vec![0; length];
+            memory.read_slice(&mut bytes, place).unwrap();
+            bytes
+        };
+        memory.write_slice(&[7; 4], place).unwrap();
+        let breakpoints = MemoryBreakpoints::default();
+        assert!(breakpoints.add(&memory, place) && breakpoints.add(&memory, place));
+        breakpoints.remove(&memory, place);
+        assert_eq!(read(), NativeCpu::BREAKPOINT);
+        assert!(breakpoints.has(place));
+        breakpoints.remove(&memory, place);
+        assert_eq!(read(), vec![7; length]);
+        assert!(!breakpoints.has(place));
+    }
+
+    #[test]
+    fn bytes_that_the_guest_has_written_over_a_breakpoint_stay() {
+        let memory = allocate(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let (first, second) = (GuestAddress(0x10), GuestAddress(0x20));
+        let read = |place| {
+            let mut bytes = vec![0; NativeCpu::BREAKPOINT.len()];
+            memory.read_slice(&mut bytes, place).unwrap();
+            bytes
+        };
+        let new = vec![9; NativeCpu::BREAKPOINT.len()];
+        let breakpoints = MemoryBreakpoints::default();
+        assert!(breakpoints.add(&memory, first) && breakpoints.add(&memory, second));
+        memory.write_slice(&new, first).unwrap();
+        let mut bytes = new.clone();
+        breakpoints.hide(first, &mut bytes);
+        assert_eq!(bytes, new);
+        breakpoints.lift(&memory);
+        assert_eq!(read(first), new);
+        // While the VM is paused, its memory is that of the guest.
+        memory.write_slice(&new, second).unwrap();
+        let mut bytes = new.clone();
+        breakpoints.hide(second, &mut bytes);
+        assert_eq!(bytes, new);
+        breakpoints.insert(&memory);
+        assert_eq!(
+            (read(first), read(second)),
+            (new.clone(), NativeCpu::BREAKPOINT.to_vec())
+        );
+        breakpoints.remove(&memory, second);
+        assert_eq!(read(second), new);
+        // Added again after it was overwritten.
+        assert!(breakpoints.add(&memory, first));
+        memory.write_slice(&[8; 4], first).unwrap();
+        assert!(breakpoints.add(&memory, first));
+        assert_eq!(read(first), NativeCpu::BREAKPOINT);
+    }
+
     #[test]
     fn reads_and_writes_are_below_breakpoints() {
         let memory = allocate(&[(GuestAddress(0), 0x1000)]).unwrap();
@@ -186,7 +293,7 @@ mod tests {
         breakpoints.hide(GuestAddress(0xc), &mut bytes);
         assert_eq!(bytes, [7; 8]);
         // A part of the bytes.
-        let mut bytes = [1];
+        let mut bytes = [NativeCpu::BREAKPOINT[0]];
         breakpoints.hide(place, &mut bytes);
         assert_eq!(bytes, [7]);
         breakpoints.lift(&memory);

@@ -102,6 +102,11 @@ impl Machine {
         self.breakpoints.hide(GuestAddress(address), bytes);
     }
 
+    /// Returns true if there is a breakpoint instruction at `address`.
+    pub(crate) fn has_breakpoint(&self, address: u64) -> bool {
+        self.breakpoints.has(GuestAddress(address))
+    }
+
     /// Removes a breakpoint instruction.
     pub(crate) fn remove_breakpoint(&self, address: u64) {
         self.breakpoints.remove(&self.memory, GuestAddress(address));
