@@ -150,10 +150,15 @@ impl Gdb {
 
     /// Sets the register `name` of at most 64 bits.
     pub fn set_register(&mut self, name: &str, value: u64) {
+        assert_eq!(self.try_register(name, value), "OK", "{name}");
+    }
+
+    /// As [`set_register`](Self::set_register), but returns the reply.
+    pub fn try_register(&mut self, name: &str, value: u64) -> String {
         let number = self.number(name);
         let length = self.registers[number].1.len();
         let digits = hex(&value.to_le_bytes()[..length]);
-        self.expect_ok(&format!("P{number:x}={digits}"));
+        self.request(&format!("P{number:x}={digits}"))
     }
 
     fn number(&self, name: &str) -> usize {

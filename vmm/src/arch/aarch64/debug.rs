@@ -145,17 +145,16 @@ impl DebugCpu for Aarch64 {
     }
 
     fn set_registers(vcpu: &VcpuFd, bytes: &[u8]) -> Result<(), kvm::Error> {
+        // Before `sp` is set, which is the stack pointer in use under another name: a difference is a change of its own then.
+        let old = Self::registers(vcpu)?;
         if let Some(new) = AArch64CoreRegs::read(bytes) {
             set_core(vcpu, &core(vcpu)?, &new)?;
         }
-        let old = Self::registers(vcpu)?;
         let mut old = RegisterReader(old.get(CORE_LENGTH..).unwrap_or_default());
         let mut new = RegisterReader(bytes.get(CORE_LENGTH..).unwrap_or_default());
         for register in SYSTEM {
             let (old, new) = (old.take_u64(), new.take_u64());
-            // The stack pointers follow `sp`.
-            let is_pointer = matches!(register, SP_EL0 | SP_EL1);
-            if old != new && !is_pointer {
+            if old != new {
                 vcpu::set(vcpu, register, new)?;
             }
         }
@@ -372,7 +371,7 @@ const PROBE_VECTORS_LENGTH: u64 = 0x800;
 /// Exits after which the probe gives up: each instruction makes at most one.
 const MAX_EXITS: usize = 8;
 
-/// Finds out which means of debugging work, by a VM of its own.
+/// Probes the means of debugging of this host by a VM of its own.
 fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
     let memory = allocate(&[(GuestAddress(PROBE_BASE), PROBE_LENGTH)]).map_err(|error| kvm::Error::Call {
         call: "mmap".into(),

@@ -2,6 +2,8 @@
 //!
 //! The first ones have the layout of `X86_64CoreRegs`. The upper halves of the vector registers and the system registers follow.
 
+use std::ops::Range;
+
 use gdb::{Layout as _, X86_64CoreRegs, X86SegmentRegs, X87FpuInternalRegs};
 use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
@@ -101,6 +103,8 @@ const VECTORS: usize = 16;
 const MSR_KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 // Layout of the XSAVE area: Intel SDM volume 1, sections 13.4.2 and 13.4.3.
+/// Bytes of MXCSR and of the upper halves of the vector registers.
+const UNSETTABLE: Range<usize> = CORE_LENGTH - 4..CORE_LENGTH + VECTORS * 16;
 /// Word of MXCSR.
 const MXCSR_WORD: usize = 24 / 4;
 /// Word of XSTATE_BV.
@@ -239,8 +243,14 @@ pub fn read(vcpu: &VcpuFd) -> Result<Vec<u8>, kvm::Error> {
     Ok(bytes)
 }
 
-/// Sets the registers that differ, except for MXCSR and the upper halves of the vector registers, which KVM_SET_FPU lacks.
+/// Sets the registers that differ.
+///
+/// # Errors
+/// Fails without effect if MXCSR or the upper halves of the vector registers differ, which KVM_SET_FPU lacks.
 pub fn write(vcpu: &VcpuFd, bytes: &[u8]) -> Result<(), kvm::Error> {
+    if read(vcpu)?.get(UNSETTABLE) != bytes.get(UNSETTABLE) {
+        return Err(failed("KVM_SET_FPU")(kvm_ioctls::Error::new(libc::EOPNOTSUPP)));
+    }
     let before = VcpuRegisters::get(vcpu)?;
     let mut after = before;
     if let Some(core) = X86_64CoreRegs::read(bytes) {
