@@ -228,6 +228,7 @@ impl SessionSetup {
     ) -> Result<Self, Error> {
         let files = FileRules {
             has_clients: session.socket.is_some(),
+            has_debugger: session.debug.address.is_some(),
             sockets: session
                 .socket
                 .iter()

@@ -22,6 +22,8 @@ pub struct FileRules {
     pub allowed: Vec<PathBuf>,
     /// Clients may name any file: without an allowed directory, nothing is restricted.
     pub has_clients: bool,
+    /// gdb may create snapshots in the directories of the user.
+    pub has_debugger: bool,
     /// Sockets that the process removes at its end.
     pub sockets: Vec<PathBuf>,
     /// Files that the process writes under their names: log and metrics, which SIGHUP opens again, and a recorded working set.
@@ -85,7 +87,8 @@ fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
         .map(|path| (directory(path), AccessFs::RemoveFile.into()));
     let snapshots = rules.snapshots.iter().map(|path| (path.as_path(), all & !never));
     // The process itself, for its page tables, and properties of block devices.
-    let process = (rules.has_clients || !rules.snapshots.is_empty()).then_some("/proc/self");
+    let has_snapshots = rules.has_clients || rules.has_debugger || !rules.snapshots.is_empty();
+    let process = has_snapshots.then_some("/proc/self");
     let devices = ["/sys/dev/block", "/sys/devices"]
         .into_iter()
         .filter(|_| rules.has_clients);
