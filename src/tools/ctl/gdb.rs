@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use api::client::{self, ClientResponse};
 use serde_json::json;
+use vmm::ErrorChain;
 use vmm::debugger::{self, DebugAbilities};
 
 use super::request::{Error, rejection};
@@ -27,9 +28,15 @@ const PATH: &str = "/vm/debugger";
 /// [`Error`] if the VM cannot be reached, or rejects the debugger.
 pub fn connect(socket: &Path, timeout: Duration) -> Result<Vec<u8>, Error> {
     // The VMM has no right to create a VM for the probe. Without KVM here, the debugger has the means of nearly each KVM.
-    let abilities = debugger::probe().unwrap_or(DebugAbilities {
-        has_hardware_breakpoints: true,
-        ..DebugAbilities::default()
+    let abilities = debugger::probe().unwrap_or_else(|error| {
+        eprintln!(
+            "mayfly: warning: cannot probe the means of debugging, and assumes breakpoints in debug registers: {}",
+            ErrorChain(&error)
+        );
+        DebugAbilities {
+            has_hardware_breakpoints: true,
+            ..DebugAbilities::default()
+        }
     });
     let vm = attach(socket, timeout, abilities)?;
     let from_vm = vm.try_clone().map_err(failed("connect"))?;
