@@ -146,7 +146,7 @@ pub trait DebugCpu {
     /// Makes `length` bytes at `address`, which this thread has written, visible to vCPUs as instructions.
     fn sync_instructions(memory: &GuestMemory, address: GuestAddress, length: usize);
 
-    /// Finds out which means of debugging work on this host, by a VM of its own with some instructions.
+    /// Probes the means of debugging of this host by a VM of its own with some instructions.
     ///
     /// # Errors
     /// [`kvm::Error::Call`] and [`kvm::Error::Open`].

@@ -13,12 +13,8 @@ use crate::config::VmConfig;
 use crate::debugger::{AttachError, DebugAbilities, DebugSettings, Debugger, SnapshotRequest};
 use crate::error_chain::ErrorChain;
 use crate::machine;
-use crate::persistence::{CreateSnapshotParams, SnapshotKind};
+use crate::persistence::{CreateSnapshotParams, MEMORY_NAME, STATE_NAME, SnapshotKind};
 use crate::vm::VmCore;
-
-/// Names of the files in the directory of a snapshot.
-const STATE: &str = "state";
-const MEMORY: &str = "memory";
 
 /// Text for a command while another operation runs.
 const BUSY: &str =
@@ -109,14 +105,17 @@ impl Control {
             let paused = core.pause_quickly();
             return self.continue_snapshot(request, paused);
         }
-        // Without a thread the request is dropped, and the debugger gets an error.
-        let _ = self.begin(move |_| {
+        let reply = request.result.clone();
+        let begun: Result<Progress, BeginError> = self.begin(move |_| {
             let paused = core.pause();
             move |control: &mut Self| {
                 control.continue_snapshot(request, paused);
                 Ok(())
             }
         });
+        if let Err(error) = begun {
+            let _ = reply.send(Err(ErrorChain(&error).to_string()));
+        }
     }
 
     fn continue_snapshot(&mut self, request: SnapshotRequest, paused: Result<(), machine::Error>) {
@@ -135,7 +134,8 @@ impl Control {
         vm.end_begun_recording();
         let (core, config) = (vm.core().clone(), vm.config().clone());
         let SnapshotRequest { directory, result } = request;
-        let begun: Result<Progress, _> = self.begin(move |cancellation| {
+        let reply = result.clone();
+        let begun: Result<Progress, BeginError> = self.begin(move |cancellation| {
             let created = create(&core, &config, &directory, cancellation);
             move |control: &mut Self| {
                 let resumed = control.resume_after_snapshot(was_paused);
@@ -143,9 +143,9 @@ impl Control {
                 Ok(())
             }
         });
-        if begun.is_err() {
-            // The request is dropped, and the debugger gets an error.
+        if let Err(error) = begun {
             let _ = self.resume_after_snapshot(was_paused);
+            let _ = reply.send(Err(ErrorChain(&error).to_string()));
         }
     }
 
@@ -175,8 +175,8 @@ fn create(
         .map_err(|error| format!("cannot create the directory {}: {error}", directory.display()))?;
     let params = CreateSnapshotParams {
         kind: SnapshotKind::Full,
-        state: directory.join(STATE),
-        memory: directory.join(MEMORY),
+        state: directory.join(STATE_NAME),
+        memory: directory.join(MEMORY_NAME),
     };
     let created = params.create(core, config, &[], cancellation);
     created.map(drop).map_err(|error| ErrorChain(&error).to_string())

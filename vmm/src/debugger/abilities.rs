@@ -3,7 +3,7 @@
 use crate::arch::{DebugAbilities, DebugCpu, Native, Platform};
 use crate::kvm;
 
-/// Finds out which means of debugging work on this host, by a VM of its own. Takes some milliseconds.
+/// Probes the means of debugging of this host by a VM of its own. Takes some milliseconds.
 ///
 /// # Errors
 /// [`kvm::Error`]

@@ -42,6 +42,6 @@ pub struct Context {
 pub struct SnapshotRequest {
     /// Directory.
     pub directory: PathBuf,
-    /// Channel for the result: an error as text.
-    pub result: Sender<Result<(), String>>,
+    /// Channel for the result: an error as text. Shared by the operation and its start, which can fail.
+    pub result: Arc<Sender<Result<(), String>>>,
 }

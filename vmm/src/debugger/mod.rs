@@ -28,7 +28,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use crate::arch::DebugAbilities;
 pub use abilities::probe;
-pub use context::SnapshotRequest;
+pub(crate) use context::SnapshotRequest;
 pub use listener::{DebugAddress, DebugListener, ListenError};
 
 use crate::channel::{Receiver, Sender, channel};

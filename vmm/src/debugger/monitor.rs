@@ -1,6 +1,7 @@
 //! Commands of the user in gdb, after `monitor`.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
 use super::context::{Context, SnapshotRequest};
 use crate::channel::channel;
@@ -66,7 +67,7 @@ fn request_snapshot(context: &Context, directory: &str) -> Result<(), String> {
     let (result, receiver) = channel();
     let request = SnapshotRequest {
         directory: directory.into(),
-        result,
+        result: Arc::new(result),
     };
     context.snapshots.send(request).map_err(|_| ended)?;
     // Fails only if the counter is at its maximum, and then the eventfd is readable.
