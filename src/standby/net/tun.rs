@@ -8,7 +8,8 @@
 //! asleep   host route removed; packets in the tap count as packets of the TUN
 //! ```
 //! All taps have one Ethernet address: a guest that wakes on another tap has its gateway in its cache. The entry of the neighbor table
-//! for a running instance is permanent, so that no packet waits for ARP, and the limits of the table do not apply.
+//! for a running instance is permanent, so that no packet waits for ARP, and the limits of the table do not apply. It stays until another
+//! instance gets the tap: the kernel would lose the packet of a sender that has looked up its route before the move.
 //!
 //! A sender may have looked up its route before the move, and send after the TUN was read. The packet is then late: it goes to the tap by
 //! a packet socket, and may arrive after later ones.
@@ -176,6 +177,8 @@ struct PoolTap {
     tap: Option<Tap>,
     name: String,
     index: u32,
+    /// Address of the last instance, whose entry in the neighbor table stays until the next one has the tap.
+    neighbor: Option<IpAddr>,
 }
 
 /// Instance that wakes or runs.
@@ -201,7 +204,8 @@ pub struct Network {
     /// Bytes of the first frames in all slots.
     pending: usize,
     wakes: VecDeque<Wake>,
-    free_taps: Vec<PoolTap>,
+    /// The tap that is free longest is used first.
+    free_taps: VecDeque<PoolTap>,
     /// Number of taps, free or in use.
     taps: usize,
     /// Number in the name of the next tap.
@@ -259,7 +263,7 @@ impl Network {
             vacant: Vec::new(),
             pending: 0,
             wakes: VecDeque::new(),
-            free_taps: Vec::new(),
+            free_taps: VecDeque::new(),
             taps: 0,
             next_tap: 0,
             counters: Counters::default(),
@@ -335,7 +339,7 @@ impl Network {
     pub fn prepare_taps(&mut self, count: usize) -> Result<(), Error> {
         while self.free_taps.len() < count && self.taps < self.setup.max_taps {
             let tap = self.create_tap()?;
-            self.free_taps.push(tap);
+            self.free_taps.push_back(tap);
         }
         Ok(())
     }
@@ -389,7 +393,7 @@ impl Network {
                 })
             }
             Err(error) => {
-                self.free_taps.push(tap);
+                self.free_taps.push_back(tap);
                 Err(error)
             }
         }
@@ -415,6 +419,7 @@ impl Network {
                 tap: None,
                 name: name.to_owned(),
                 index,
+                neighbor: None,
             });
         }
         Ok(())
@@ -465,10 +470,8 @@ impl Network {
             return Ok(());
         };
         let Some(mut tap) = slot.tap else { return Ok(()) };
-        let changes = [
-            Change::DeleteRoute(address, tap.index),
-            Change::DeleteNeighbor(address, tap.index),
-        ];
+        // Not the neighbor: senders may have looked up the route before.
+        let changes = [Change::DeleteRoute(address, tap.index)];
         let removed = self.netlink.apply(&changes).map_err(|source| Error::Route {
             address,
             name: tap.name.clone(),
@@ -483,6 +486,7 @@ impl Network {
                 }
             }
         }
+        tap.neighbor = Some(address);
         let start = Instant::now();
         while {
             self.drain_tap(&mut tap, scratch);
@@ -491,7 +495,7 @@ impl Network {
         match &removed {
             // Its route would still lead to an instance that sleeps.
             Err(_) => self.taps -= 1,
-            Ok(()) => self.free_taps.push(tap),
+            Ok(()) => self.free_taps.push_back(tap),
         }
         removed
     }
@@ -610,10 +614,15 @@ impl Network {
             operation: "duplicate the descriptor of a tap",
             source,
         })?;
-        let changes = [
+        let stale = tap.neighbor.filter(|neighbor| *neighbor != address);
+        let mut changes: Vec<_> = stale
+            .map(|neighbor| Change::DeleteNeighbor(neighbor, tap.index))
+            .into_iter()
+            .collect();
+        changes.extend([
             Change::AddNeighbor(address, mac, tap.index),
             Change::AddRoute(address, tap.index),
-        ];
+        ]);
         self.netlink.apply(&changes).map_err(|source| Error::Route {
             address,
             name: tap.name.clone(),
@@ -634,7 +643,7 @@ impl Network {
     }
 
     fn take_tap(&mut self, address: IpAddr) -> Result<PoolTap, Error> {
-        match self.free_taps.pop() {
+        match self.free_taps.pop_front() {
             Some(tap) => Ok(tap),
             None if self.taps < self.setup.max_taps => self.create_tap(),
             None => Err(Error::NoTap {
@@ -693,6 +702,7 @@ impl Network {
             tap: Some(tap),
             name: name.to_owned(),
             index,
+            neighbor: None,
         })
     }
 
