@@ -291,6 +291,7 @@ fn diff_snapshot_is_rejected() {
     let mut command = Command::new(program());
     command.args(["restore", &snapshot.text(""), "--paused", "--api-sock", &socket]);
     let vm = ApiProcess::spawn(vm_directory, &mut command);
+    assert_eq!(vm.state(), "Paused");
     run_ok(&["snapshot", &diff.text(""), "--diff", "--api-sock", &socket]);
     let core = diff.text("core");
     run_err(
