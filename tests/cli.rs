@@ -406,7 +406,10 @@ fn doctor_names_each_check_and_its_status() {
 fn missing_program_of_a_command_is_named() {
     let directory = scratch::Directory::new();
     let alone = directory.path("mayfly");
-    fs::copy(env!("CARGO_BIN_EXE_mayfly"), &alone).unwrap();
+    // Another process copies it: a child of another test may inherit a file that this process writes, and the kernel executes no such
+    // file (ETXTBSY).
+    let copied = scratch::run(Command::new("cp").arg(env!("CARGO_BIN_EXE_mayfly")).arg(&alone));
+    assert!(copied.status.success(), "{copied:?}");
     for (arguments, program) in [
         (&["doctor"][..], "mayfly-tools"),
         (&["help", "doctor"], "mayfly-tools"),
