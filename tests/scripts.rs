@@ -410,3 +410,31 @@ fn add_scripts(directory: &Path, found: &mut BTreeSet<String>) {
         }
     }
 }
+
+/// The benchmarks compile them only when they run. Each is of one architecture.
+#[test]
+fn floors_of_benchmarks_compile() {
+    let mut count = 0;
+    for directory in fs::read_dir(root().join("benches")).unwrap() {
+        let Ok(files) = fs::read_dir(directory.unwrap().path()) else {
+            continue;
+        };
+        for file in files.map(|file| file.unwrap().path()) {
+            let is_source = file.extension().is_some_and(|extension| extension == "c");
+            let is_of_aarch64 = file.file_stem().is_some_and(|stem| stem == "aarch64");
+            if !is_source || is_of_aarch64 != cfg!(target_arch = "aarch64") {
+                continue;
+            }
+            let mut compiler = Command::new("cc");
+            compiler.args(["-fsyntax-only", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"]);
+            let output = scratch::run(compiler.arg(&file));
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 0);
+}

@@ -13,8 +13,7 @@
 #include <pthread.h>
 #include <sys/eventfd.h>
 
-static int kvm, vm, vcpu, wake;
-static struct kvm_run *run;
+static int wake;
 
 static void wait_for(int fd) {
     uint64_t count;
@@ -27,11 +26,16 @@ static void signal_to(int fd) {
 }
 
 static void *run_vcpu(void *ready) {
-    set_cpuid(kvm, vcpu);
+    set_cpuid(&cpuid.head);
     signal_to(*(int *)ready);
     wait_for(wake);
-    run_guest(vcpu, run);
+    run_guest();
     return NULL;
+}
+
+static void add_memory(uint64_t size) {
+    map_file(-1, MAP_PRIVATE | MAP_ANONYMOUS, size);
+    set_slot(size);
 }
 
 int main(int argc, char **argv) {
@@ -39,24 +43,22 @@ int main(int argc, char **argv) {
     uint64_t size = strtoull(argv[2], NULL, 10) << 20;
     int listener = listen_at(argv[1]);
 
-    kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-    if (kvm < 0) err(1, "/dev/kvm");
-    vm = create_vm(kvm);
-    vcpu = create_vcpu(kvm, vm, &run);
+    create_vm();
+    create_vcpu();
     wake = eventfd(0, EFD_CLOEXEC);
     int ready = eventfd(0, EFD_CLOEXEC);
     pthread_t thread;
     if (pthread_create(&thread, NULL, run_vcpu, &ready)) errx(1, "pthread_create");
     wait_for(ready);
-    uint8_t *memory = strcmp(argv[3], "slot") ? NULL : map_memory(vm, size);
+    if (strcmp(argv[3], "slot") == 0) add_memory(size);
 
     int client = accept(listener, NULL, NULL);
     char request[1024];
     if (client < 0) err(1, "accept");
     if (write(1, ".", 1) != 1) err(1, "stdout");
     if (read(client, request, sizeof request) < 1) err(1, "request");
-    if (!memory) memory = map_memory(vm, size);
-    write_guest(memory);
+    if (!memory) add_memory(size);
+    write_guest();
     signal_to(wake);
     pthread_join(thread, NULL);
 }

@@ -23,6 +23,12 @@ static struct {
     struct kvm_cpuid_entry2 entries[256];
 } cpuid = {.head = {.nent = 256}};
 
+static void write_guest(void) {
+    memcpy(memory + CODE, code, sizeof code);
+    memcpy(memory + TEXT, text, sizeof text);
+    write_tables();
+}
+
 // Runs the guest until its reset, which ends the process.
 static void run_guest(void) {
     enter_long_mode(CODE);
@@ -41,8 +47,6 @@ int main(int argc, char **argv) {
     set_slot(size);
     create_vcpu();
     set_cpuid(&cpuid.head);
-    memcpy(memory + CODE, code, sizeof code);
-    memcpy(memory + TEXT, text, sizeof text);
-    write_tables();
+    write_guest();
     run_guest();
 }
