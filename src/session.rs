@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use api::http::{HttpLimits, Server};
 use api::process::{LogControl as _, LoggerSettings};
 use api::{Api, Instance};
-use devices::PowerEvent;
 use vmm::ErrorChain;
 use vmm::boot;
 use vmm::control::{
@@ -486,11 +485,8 @@ fn print_backtrace(at: Option<&Location>) {
 /// Returns the exit status for `end`, and prints a message unless the guest or the user caused it.
 pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
     match end {
-        ExitReason::User
-        | ExitReason::Guest(StopReason::Killed | StopReason::Power(PowerEvent::Off | PowerEvent::Reset)) => {
-            process::SUCCESS
-        }
-        ExitReason::Guest(StopReason::Power(PowerEvent::Exit(code))) => guest_status(*code),
+        ExitReason::User | ExitReason::Guest(StopReason::Killed) => process::SUCCESS,
+        ExitReason::Guest(StopReason::Power(event)) => event.exit_status(),
         ExitReason::Guest(StopReason::CpuShutdown { at }) => {
             // On AMD, KVM resets the vCPU, whose state is undefined after a shutdown (APM volume 2, section 15.14.3).
             let place = if at.ip == RESET_IP {
@@ -526,14 +522,6 @@ pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
     }
 }
 
-/// Returns the guest's exit code as an exit status of 8 bits. A code other than 0 never becomes 0.
-fn guest_status(code: u32) -> u8 {
-    match code.to_le_bytes()[0] {
-        0 if code != 0 => u8::MAX,
-        status => status,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -541,7 +529,7 @@ mod tests {
     use vmm::event_loop::ExitReason;
     use vmm::vcpu::{StopReason, VcpuError};
 
-    use super::{exit_status, guest_status};
+    use super::exit_status;
     use crate::cli::hints::OptionSet;
     use crate::process;
 
@@ -551,20 +539,5 @@ mod tests {
         let fault = VcpuError::Restrict { id: 0, source };
         let end = ExitReason::Guest(StopReason::Fault(fault));
         assert_eq!(exit_status(&end, OptionSet::Run), process::FAILURE);
-    }
-
-    #[test]
-    fn guest_failure_never_becomes_success() {
-        for (code, expected) in [
-            (0, 0),
-            (1, 1),
-            (255, 255),
-            (256, 255),
-            (0x101, 1),
-            (u32::MAX, 255),
-            (0x8000_0000, 255),
-        ] {
-            assert_eq!(guest_status(code), expected, "{code:#x}");
-        }
     }
 }

@@ -40,6 +40,19 @@ pub enum PowerEvent {
     Exit(u32),
 }
 
+impl PowerEvent {
+    /// Returns the exit status of a process whose guest has ended so: 8 bits of its code. A code other than 0 never becomes 0.
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Self::Off | Self::Reset => 0,
+            Self::Exit(code) => match code.to_le_bytes()[0] {
+                0 if code != 0 => u8::MAX,
+                status => status,
+            },
+        }
+    }
+}
+
 /// Request of the guest to end, as devices record it; the first one wins. A vCPU thread checks it after each write of
 /// the guest.
 #[derive(Debug, Default)]
@@ -199,6 +212,25 @@ mod tests {
     use super::{EXIT_LENGTH, ExitPort, POWER_OFF_LENGTH, Power, PowerEvent, PowerOffPort, SleepPort};
     use crate::bus::BusDevice;
     use crate::testing::{accesses, replay};
+
+    #[test]
+    fn guest_failure_never_becomes_success() {
+        for (code, expected) in [
+            (0, 0),
+            (1, 1),
+            (255, 255),
+            (256, 255),
+            (0x101, 1),
+            (u32::MAX, 255),
+            (0x8000_0000, 255),
+        ] {
+            assert_eq!(PowerEvent::Exit(code).exit_status(), expected, "{code:#x}");
+        }
+        assert_eq!(
+            (PowerEvent::Off.exit_status(), PowerEvent::Reset.exit_status()),
+            (0, 0)
+        );
+    }
 
     fn power() -> Arc<Power> {
         Arc::new(Power::new())

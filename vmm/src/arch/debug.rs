@@ -1,15 +1,17 @@
 //! Debugging of vCPUs, behind the trait [`DebugCpu`].
 
 use std::fmt::Write;
+use std::io;
 use std::ops::Range;
 
 use gdb::PointKind;
 use kvm_bindings::kvm_debug_exit_arch;
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
-use crate::kvm;
+use crate::kvm::{self, failed};
+use crate::memory::allocate;
 
 /// Size of the smallest page of all supported page tables: addresses within one are contiguous in physical memory.
 pub const TRANSLATION_UNIT: u64 = 4096;
@@ -151,6 +153,35 @@ pub trait DebugCpu {
     /// # Errors
     /// [`kvm::Error::Call`] and [`kvm::Error::Open`].
     fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error>;
+}
+
+/// Exits after which a probe gives up: each of its instructions makes at most one.
+const MAX_PROBE_EXITS: usize = 8;
+
+/// Allocates the memory of a probe: `length` bytes from `address` on.
+pub fn probe_memory(address: u64, length: usize) -> Result<GuestMemory, kvm::Error> {
+    allocate(&[(GuestAddress(address), length)]).map_err(|error| kvm::Error::Call {
+        call: "mmap".into(),
+        hint: "",
+        source: io::Error::other(error),
+    })
+}
+
+/// Runs the vCPU of a probe. Returns the reason of its KVM_EXIT_DEBUG, or `None` after another exit.
+pub fn probe_exit(
+    vcpu: &mut VcpuFd,
+    reason: fn(&kvm_debug_exit_arch) -> DebugExit,
+) -> Result<Option<DebugExit>, kvm::Error> {
+    for _ in 0..MAX_PROBE_EXITS {
+        match vcpu.run() {
+            Ok(VcpuExit::Debug(exit)) => return Ok(Some(reason(&exit))),
+            Ok(VcpuExit::Intr) => {}
+            Ok(_) => return Ok(None),
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) => return Err(failed("KVM_RUN")(error)),
+        }
+    }
+    Ok(None)
 }
 
 /// Feature of a target description: gdb, "Target Description Format".

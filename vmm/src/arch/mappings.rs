@@ -167,7 +167,8 @@ impl Mapping {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
+    use snapshot::GuestMemory;
     use vm_memory::{Bytes, GuestAddress};
 
     use super::{Entry, Error, Mapping, Mappings, TableFormat};
@@ -183,6 +184,28 @@ mod tests {
             _ => Entry::Table(entry & !0xfff),
         },
     };
+
+    /// Returns the mappings that `add` adds as first addresses, physical addresses and lengths, each page of them checked against the
+    /// translation.
+    pub fn translated_mappings(
+        memory: &GuestMemory,
+        add: impl FnOnce(&mut Mappings<'_>) -> Result<(), Error>,
+        translate: impl Fn(u64) -> Option<u64>,
+    ) -> Vec<(u64, u64, u64)> {
+        let mut mappings = Mappings::new(memory);
+        add(&mut mappings).unwrap();
+        let ranges = mappings.into_ranges();
+        for range in &ranges {
+            for offset in (0..range.length).step_by(0x1000) {
+                let translated = translate(range.address + offset);
+                assert_eq!(translated, Some(range.physical + offset), "{range:x?}");
+            }
+        }
+        let fields = ranges.iter();
+        fields
+            .map(|range| (range.address, range.physical, range.length))
+            .collect()
+    }
 
     #[test]
     fn mapping_is_clipped_to_memory_and_merged() {

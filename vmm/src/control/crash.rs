@@ -4,11 +4,11 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Control, CreateSnapshotError, CreateSnapshotParams, SnapshotKind};
+use super::{Control, CreateSnapshotError, CreateSnapshotParams};
 use crate::cancellation::Cancellation;
 use crate::error_chain::ErrorChain;
 use crate::machine;
-use crate::persistence::{MEMORY_NAME, STATE_NAME, check_writable};
+use crate::persistence::check_writable;
 
 /// The directory for the snapshot of a crash cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,11 +73,7 @@ impl Control {
         core.pause().map_err(Error::Pause)?;
         vm.set_paused();
         core.machine().use_crash_states();
-        let params = CreateSnapshotParams {
-            kind: SnapshotKind::Full,
-            state: directory.join(STATE_NAME),
-            memory: directory.join(MEMORY_NAME),
-        };
+        let params = CreateSnapshotParams::full_in(directory);
         let created = params.create(&core, vm.config(), &[], &Cancellation::default());
         created.map(drop).map_err(Error::Create)
     }

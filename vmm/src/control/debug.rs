@@ -13,7 +13,7 @@ use crate::config::VmConfig;
 use crate::debugger::{AttachError, DebugAbilities, DebugSettings, Debugger, SnapshotRequest};
 use crate::error_chain::ErrorChain;
 use crate::machine;
-use crate::persistence::{CreateSnapshotParams, MEMORY_NAME, STATE_NAME, SnapshotKind};
+use crate::persistence::CreateSnapshotParams;
 use crate::vm::VmCore;
 
 /// Text for a command while another operation runs.
@@ -173,11 +173,7 @@ fn create(
 ) -> Result<(), String> {
     fs::create_dir_all(directory)
         .map_err(|error| format!("cannot create the directory {}: {error}", directory.display()))?;
-    let params = CreateSnapshotParams {
-        kind: SnapshotKind::Full,
-        state: directory.join(STATE_NAME),
-        memory: directory.join(MEMORY_NAME),
-    };
+    let params = CreateSnapshotParams::full_in(directory);
     let created = params.create(core, config, &[], cancellation);
     created.map(drop).map_err(|error| ErrorChain(&error).to_string())
 }

@@ -19,7 +19,7 @@ mod tests;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use devices::{PowerEvent, lock};
+use devices::lock;
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
@@ -142,9 +142,7 @@ fn exit_reason(reason: StopReason) -> ExitReason {
 /// Returns the exit status that gdb shows.
 fn debugger_status(reason: &ExitReason) -> u8 {
     match reason {
-        ExitReason::Guest(StopReason::Power(PowerEvent::Exit(code))) => {
-            u8::try_from(*code).unwrap_or(u8::MAX)
-        }
+        ExitReason::Guest(StopReason::Power(event)) => event.exit_status(),
         ExitReason::Guest(StopReason::CpuShutdown { .. } | StopReason::Fault(_)) => 1,
         _ => 0,
     }

@@ -7,6 +7,7 @@ use snapshot::file::{self, Contents, FileIdentity, Header};
 use snapshot::{ArchiveWriter, section};
 
 use super::disks;
+use super::generations::{MEMORY_NAME, STATE_NAME};
 use super::open_files::{FileRole, OpenFile, OpenFiles};
 use super::source::{MACHINE, host_identity};
 use crate::cancellation::{BeginError, Cancellation, Cancelled};
@@ -155,6 +156,15 @@ fn resolve(path: &Path) -> PathBuf {
 }
 
 impl CreateSnapshotParams {
+    /// Returns the parameters of a Full snapshot under the usual names in `directory`.
+    pub(crate) fn full_in(directory: &Path) -> Self {
+        Self {
+            kind: SnapshotKind::Full,
+            state: directory.join(STATE_NAME),
+            memory: directory.join(MEMORY_NAME),
+        }
+    }
+
     /// As [`create`](Self::create), unless that may take long. Returns `None`, without an effect, in this case: if the creation waits
     /// for a disk or server, or writes more than [`MAX_QUICK_BYTES`].
     pub(crate) fn create_quickly(

@@ -2,17 +2,8 @@
 
 use super::paging::Paging;
 use super::registers::{
-    SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, core_register, core_register_32, core_register_128, size,
+    FPCR, FPSR, PC, PSTATE, SCTLR_EL1, SP_EL0, SP_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, V0, core_register, size,
 };
-
-/// Indices in `struct kvm_regs`, which counts words of 32 bits: arch/arm64/include/uapi/asm/kvm.h.
-const SP_EL0: u64 = core_register(62);
-const PC: u64 = core_register(64);
-const PSTATE: u64 = core_register(66);
-const SP_EL1: u64 = core_register(68);
-const VECTORS: u64 = 84;
-const FPSR: u64 = core_register_32(212);
-const FPCR: u64 = core_register_32(213);
 
 /// Bits of PSTATE: EL1 with its own stack pointer.
 const PSTATE_EL1H: u64 = 5;
@@ -64,7 +55,7 @@ impl<'a> SavedRegisters<'a> {
     pub fn float(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for number in 0..32 {
-            bytes.extend(self.bytes(core_register_128(VECTORS + 4 * number))?);
+            bytes.extend(self.bytes(V0 + 4 * number)?);
         }
         bytes.extend(self.bytes(FPSR)?);
         bytes.extend(self.bytes(FPCR)?);
@@ -85,10 +76,7 @@ impl<'a> SavedRegisters<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        FPCR, FPSR, PC, PSTATE, SP_EL0, SP_EL1, SavedRegisters, TCR_EL1, VECTORS, core_register,
-        core_register_128,
-    };
+    use super::{FPCR, FPSR, PC, PSTATE, SP_EL0, SP_EL1, SavedRegisters, TCR_EL1, V0, core_register};
 
     fn general(pstate: u64) -> Vec<u64> {
         let numbers: Vec<_> = (0..31)
@@ -122,9 +110,7 @@ mod tests {
 
     #[test]
     fn float_registers_need_all_vectors() {
-        let mut numbers: Vec<_> = (0..32)
-            .map(|number| core_register_128(VECTORS + 4 * number))
-            .collect();
+        let mut numbers: Vec<_> = (0..32).map(|number| V0 + 4 * number).collect();
         numbers.extend([FPSR, FPCR]);
         let values: Vec<_> = (0..520_u32).map(|byte| byte.to_le_bytes()[0]).collect();
         let float = |numbers: &[u64]| {

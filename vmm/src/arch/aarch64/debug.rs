@@ -5,7 +5,7 @@ use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW, KVM_GUESTDBG_USE_SW_BP,
     kvm_debug_exit_arch, kvm_guest_debug,
 };
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use kvm_ioctls::{Kvm, VcpuFd};
 use snapshot::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -13,34 +13,20 @@ use super::cache;
 use super::exception;
 use super::paging::Paging;
 use super::platform::Aarch64;
-use super::registers::{core_register, system_register};
+use super::registers::{
+    FPCR, FPSR, PC, PSTATE, SCTLR_EL1, SP_EL0, SP_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, V0, X0, core_register,
+    system_register,
+};
 use super::vcpu::{self, EntryState};
-use crate::arch::debug::{RegisterFeature, RegisterReader, RegisterRow};
+use crate::arch::debug::{RegisterFeature, RegisterReader, RegisterRow, probe_exit, probe_memory};
 use crate::arch::{
     self, DebugAbilities, DebugControl, DebugCpu, DebugExit, HardwarePoint, PointLimits, StepMode,
 };
 use crate::config::CpuFeatures;
 use crate::kvm::{self, failed};
-use crate::memory::allocate;
 
-/// Registers by their index in `struct kvm_regs`.
-const X0: u64 = core_register(0);
-const SP_EL0: u64 = core_register(62);
-const PC: u64 = core_register(64);
-const PSTATE: u64 = core_register(66);
-const SP_EL1: u64 = core_register(68);
 const ELR_EL1: u64 = core_register(70);
 const SPSR_EL1: u64 = core_register(72);
-/// First vector register: 128 bits instead of 64, KVM API, `KVM_SET_ONE_REG`.
-const V0: u64 = core_register(84) + (1 << 52);
-/// 32 bits.
-const FPSR: u64 = core_register(212) - (1 << 52);
-const FPCR: u64 = core_register(213) - (1 << 52);
-
-const SCTLR_EL1: u64 = system_register(3, 0, 1, 0, 0);
-const TTBR0_EL1: u64 = system_register(3, 0, 2, 0, 0);
-const TTBR1_EL1: u64 = system_register(3, 0, 2, 0, 1);
-const TCR_EL1: u64 = system_register(3, 0, 2, 0, 2);
 const ESR_EL1: u64 = system_register(3, 0, 5, 2, 0);
 const VBAR_EL1: u64 = system_register(3, 0, 12, 0, 0);
 const ID_AA64DFR0_EL1: u64 = system_register(3, 0, 0, 5, 0);
@@ -166,11 +152,7 @@ impl DebugCpu for Aarch64 {
     }
 
     fn paging(vcpu: &VcpuFd) -> Result<Paging, kvm::Error> {
-        Ok(Paging {
-            sctlr: vcpu::get(vcpu, SCTLR_EL1)?,
-            tcr: vcpu::get(vcpu, TCR_EL1)?,
-            tables: [vcpu::get(vcpu, TTBR0_EL1)?, vcpu::get(vcpu, TTBR1_EL1)?],
-        })
+        vcpu::paging(vcpu)
     }
 
     fn translate(paging: &Paging, memory: &GuestMemory, address: u64) -> Option<u64> {
@@ -368,16 +350,10 @@ const PROBE_DATA: u64 = PROBE_BASE + 0x2000;
 /// Exception vectors.
 const PROBE_VECTORS: u64 = PROBE_BASE + 0x800;
 const PROBE_VECTORS_LENGTH: u64 = 0x800;
-/// Exits after which the probe gives up: each instruction makes at most one.
-const MAX_EXITS: usize = 8;
 
 /// Probes the means of debugging of this host by a VM of its own.
 fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
-    let memory = allocate(&[(GuestAddress(PROBE_BASE), PROBE_LENGTH)]).map_err(|error| kvm::Error::Call {
-        call: "mmap".into(),
-        hint: "",
-        source: std::io::Error::other(error),
-    })?;
+    let memory = probe_memory(PROBE_BASE, PROBE_LENGTH)?;
     // str x1, [x0]; brk #0; then at each vector too: str x1, [x2], with x2 = 0, where the VM has no memory.
     let code = [0xf900_0001, 0xd420_0000]
         .into_iter()
@@ -445,14 +421,5 @@ fn stops(
         points,
     };
     Aarch64::set_debug(vcpu, &control)?;
-    for _ in 0..MAX_EXITS {
-        match vcpu.run() {
-            Ok(VcpuExit::Debug(exit)) => return Ok(Aarch64::debug_exit(&exit) == expected),
-            Ok(VcpuExit::Intr) => {}
-            Ok(_) => return Ok(false),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
-            Err(error) => return Err(failed("KVM_RUN")(error)),
-        }
-    }
-    Ok(false)
+    probe_exit(vcpu, Aarch64::debug_exit).map(|exit| exit == Some(expected))
 }

@@ -173,6 +173,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::{MappingError, Mappings, Paging, TCR_DS};
+    use crate::arch::mappings::tests::translated_mappings;
     use crate::memory::allocate;
 
     fn memory() -> GuestMemory {
@@ -225,21 +226,9 @@ mod tests {
         }
     }
 
-    /// Returns the mappings as first addresses, physical addresses and lengths, each page of them checked against the translation.
     fn mappings(paging: &Paging, memory: &GuestMemory) -> Vec<(u64, u64, u64)> {
-        let mut mappings = Mappings::new(memory);
-        paging.add_mappings(&mut mappings).unwrap();
-        let ranges = mappings.into_ranges();
-        for range in &ranges {
-            for offset in (0..range.length).step_by(0x1000) {
-                let translated = paging.translate(memory, range.address + offset);
-                assert_eq!(translated, Some(range.physical + offset), "{range:x?}");
-            }
-        }
-        let fields = ranges.iter();
-        fields
-            .map(|range| (range.address, range.physical, range.length))
-            .collect()
+        let translate = |address| paging.translate(memory, address);
+        translated_mappings(memory, |mappings| paging.add_mappings(mappings), translate)
     }
 
     #[test]

@@ -33,6 +33,23 @@ pub const VECTOR_LENGTHS: u64 = ARM64 | 6 << SIZE_SHIFT | SVE << KIND_SHIFT | 0x
 const SVE_PREDICATES: u64 = 0x400;
 const SVE_FIRST_FAULT: u64 = 0x600;
 
+/// First general register, by its index in `struct kvm_regs`, which counts words of 32 bits: KVM API, `KVM_SET_ONE_REG`.
+pub const X0: u64 = core_register(0);
+/// Stack pointer of EL0.
+pub const SP_EL0: u64 = core_register(62);
+/// Program counter.
+pub const PC: u64 = core_register(64);
+/// Processor state.
+pub const PSTATE: u64 = core_register(66);
+/// Stack pointer of EL1.
+pub const SP_EL1: u64 = core_register(68);
+/// First vector register. The others follow at each fourth word.
+pub const V0: u64 = core_register_128(V0_INDEX);
+/// Floating-point status register.
+pub const FPSR: u64 = core_register_32(FPSR_INDEX);
+/// Floating-point control register.
+pub const FPCR: u64 = core_register_32(FPSR_INDEX + 1);
+
 /// Registers of the translation of addresses, by op0, op1, CRn, CRm and op2.
 pub const SCTLR_EL1: u64 = system_register(3, 0, 1, 0, 0);
 /// Tables of the lower half of the addresses.
@@ -210,15 +227,15 @@ const CORE_NAMES: [&str; 11] = [
     "SP", "PC", "PSTATE", "SP_EL1", "ELR_EL1", "SPSR_EL1", "SPSR_abt", "SPSR_und", "SPSR_irq", "SPSR_fiq", "",
 ];
 /// Index of V0, whose registers have four words each, and of the two words behind V31.
-const V0: u64 = 84;
-const FPSR: u64 = 212;
+const V0_INDEX: u64 = 84;
+const FPSR_INDEX: u64 = 212;
 
 fn core_name(index: u64) -> String {
     match index {
         0..62 => format!("X{}", index / 2),
-        62..V0 => CORE_NAMES[usize::try_from((index - 62) / 2).unwrap_or(0)].to_owned(),
-        V0..FPSR => format!("V{}", (index - V0) / 4),
-        FPSR => "FPSR".to_owned(),
+        62..V0_INDEX => CORE_NAMES[usize::try_from((index - 62) / 2).unwrap_or(0)].to_owned(),
+        V0_INDEX..FPSR_INDEX => format!("V{}", (index - V0_INDEX) / 4),
+        FPSR_INDEX => "FPSR".to_owned(),
         _ => "FPCR".to_owned(),
     }
 }

@@ -11,18 +11,14 @@ use vm_memory::GuestAddress;
 
 use super::paging::Paging;
 use super::registers::{
-    SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VECTOR_LENGTHS, core_register, system_register,
+    PC, PSTATE, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VECTOR_LENGTHS, X0, core_register, system_register,
 };
 use crate::arch::{self, CpuStatus, frames};
 use crate::config::{CpuFeatures, VectorLengths};
 use crate::kvm::{Error, failed};
 use crate::memory::try_read;
 
-/// Registers by their index in `struct kvm_regs`, which counts words of 32 bits: KVM API, `KVM_SET_ONE_REG`.
-const X0: u64 = core_register(0);
 const X29: u64 = core_register(58);
-const PC: u64 = core_register(64);
-const PSTATE: u64 = core_register(66);
 
 /// System registers by op0, op1, CRn, CRm and op2.
 const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
@@ -193,7 +189,7 @@ fn without_code(address: u64) -> u64 {
     }
 }
 
-fn paging(vcpu: &VcpuFd) -> Result<Paging, Error> {
+pub(super) fn paging(vcpu: &VcpuFd) -> Result<Paging, Error> {
     Ok(Paging {
         sctlr: get(vcpu, SCTLR_EL1)?,
         tcr: get(vcpu, TCR_EL1)?,

@@ -90,7 +90,6 @@ pub fn prefetch() {
     for (function, index) in [
         (0x1, 0),
         (0x7, 0),
-        (0x7, 2),
         (0xd, 0),
         (0xd, 1),
         (0x8000_0001, 0),
@@ -98,6 +97,10 @@ pub fn prefetch() {
         (0x8000_0008, 0),
     ] {
         read_cpuid(function, index);
+    }
+    // The last index of the leaf.
+    if read_cpuid(0x7, 0)[0] >= 2 {
+        read_cpuid(0x7, 2);
     }
 }
 

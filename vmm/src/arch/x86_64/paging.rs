@@ -182,7 +182,8 @@ mod tests {
     use snapshot::GuestMemory;
     use vm_memory::{Bytes, GuestAddress};
 
-    use super::{CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, Mappings, Paging};
+    use super::{CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, Paging};
+    use crate::arch::mappings::tests::translated_mappings;
     use crate::memory::allocate;
 
     /// Present and writable.
@@ -210,21 +211,9 @@ mod tests {
         }
     }
 
-    /// Returns the mappings as first addresses, physical addresses and lengths, each page of them checked against the translation.
     fn mappings(paging: &Paging, memory: &GuestMemory) -> Vec<(u64, u64, u64)> {
-        let mut mappings = Mappings::new(memory);
-        paging.add_mappings(&mut mappings).unwrap();
-        let ranges = mappings.into_ranges();
-        for range in &ranges {
-            for offset in (0..range.length).step_by(0x1000) {
-                let translated = paging.translate(memory, range.address + offset);
-                assert_eq!(translated, Some(range.physical + offset), "{range:x?}");
-            }
-        }
-        let fields = ranges.iter();
-        fields
-            .map(|range| (range.address, range.physical, range.length))
-            .collect()
+        let translate = |address| paging.translate(memory, address);
+        translated_mappings(memory, |mappings| paging.add_mappings(mappings), translate)
     }
 
     #[test]

@@ -4,15 +4,15 @@
 //! registers. KVM announces none of this, so that a probe tries each. Single steps work everywhere.
 
 use gdb::PointKind;
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use kvm_ioctls::{Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::points;
+use crate::arch::debug::{probe_exit, probe_memory};
 use crate::arch::x86_64::entry::EntryState;
 use crate::arch::{DebugAbilities, DebugControl, DebugExit, HardwarePoint, StepMode};
 use crate::boot::Protocol;
 use crate::kvm::{self, failed};
-use crate::memory::allocate;
 
 /// Length of the memory of the probe.
 const MEMORY: usize = 0x4000;
@@ -20,16 +20,10 @@ const MEMORY: usize = 0x4000;
 const CODE: u64 = 0x1000;
 /// Address that an instruction writes.
 const DATA: u32 = 0x2000;
-/// Exits after which the probe gives up: each instruction makes at most one.
-const MAX_EXITS: usize = 8;
 
 /// Runs the probe.
 pub fn probe(kvm: &Kvm) -> Result<DebugAbilities, kvm::Error> {
-    let memory = allocate(&[(GuestAddress(0), MEMORY)]).map_err(|error| kvm::Error::Call {
-        call: "mmap".into(),
-        hint: "",
-        source: std::io::Error::other(error),
-    })?;
+    let memory = probe_memory(0, MEMORY)?;
     let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
     kvm::slots::set(&vm, &memory)?;
     let mut vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU 0"))?;
@@ -79,15 +73,6 @@ fn stops(
         points,
     };
     points::set(vcpu, &control)?;
-    for _ in 0..MAX_EXITS {
-        match vcpu.run() {
-            Ok(VcpuExit::Debug(exit)) => return Ok(points::debug_exit(&exit) == expected),
-            Ok(VcpuExit::Intr) => {}
-            // INT3 without a descriptor table shuts the processor down.
-            Ok(_) => return Ok(false),
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
-            Err(error) => return Err(failed("KVM_RUN")(error)),
-        }
-    }
-    Ok(false)
+    // INT3 without a descriptor table shuts the processor down.
+    probe_exit(vcpu, points::debug_exit).map(|exit| exit == Some(expected))
 }
