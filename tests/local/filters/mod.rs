@@ -244,14 +244,19 @@ struct Recording {
 fn record(name: &str, filters: &Path) -> (Directory, Duration) {
     let mut printed = String::new();
     // strace delays the process, which some tests time.
-    for _ in 0..3 {
+    for attempt in 1..=3 {
         let directory = Directory::new();
         let start = Instant::now();
         let outcome = run(name, filters, Some(directory.root()));
-        if outcome.has_passed {
-            return (directory, start.elapsed());
-        }
+        let elapsed = start.elapsed();
         printed = outcome.printed;
+        if outcome.has_passed {
+            match trace::await_end(directory.root()) {
+                Ok(()) => return (directory, elapsed),
+                Err(unfinished) => printed += &unfinished,
+            }
+        }
+        println!("attempt {attempt} of 3 to record {name} failed: {printed}");
     }
     panic!("{name}: {printed}");
 }

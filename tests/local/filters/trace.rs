@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use syscalls::Sysno;
 
@@ -66,18 +68,40 @@ fn parse(line: &str) -> Option<Call> {
 /// Threads of a process by ID, with their calls.
 type Threads = BTreeMap<u64, Vec<Call>>;
 
-/// Waits until strace has written all files of `directory`, and reads them. Returns the threads of each process.
+/// Limit of the wait for strace after the end of its processes.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Waits until strace has written all files of `directory`.
+///
+/// # Errors
+/// The path and the last line of a file without the end of its thread.
+pub fn await_end(directory: &Path) -> Result<(), String> {
+    let start = Instant::now();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        loop {
+            let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
+            let last = text.lines().last().unwrap_or_default();
+            if last.ends_with(" +++") {
+                break;
+            }
+            if start.elapsed() > LIMIT {
+                return Err(format!("{} ends in {last:?}", path.display()));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the files of `directory`. Returns the threads of each process.
 fn read(directory: &Path) -> BTreeMap<u64, Threads> {
     let mut processes: BTreeMap<u64, Threads> = BTreeMap::new();
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
         let (process, thread) = name.split_once('.').unwrap();
-        let mut text = String::new();
-        scratch::wait_until(&format!("the end of {}", path.display()), || {
-            text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
-            text.lines().last().is_some_and(|line| line.ends_with(" +++"))
-        });
+        let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
         let threads = processes.entry(process.parse().unwrap()).or_default();
         threads.insert(thread.parse().unwrap(), text.lines().filter_map(parse).collect());
     }
