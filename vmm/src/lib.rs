@@ -19,6 +19,7 @@
 //! | [`timeline`] | record of the phases of the start |
 //! | [`cancellation`] | cancellation of an operation by another thread |
 //! | [`channel`] | messages between threads |
+//! | [`private_socket`] | Unix sockets for this user alone |
 //!
 //! # A new kind of virtio device
 //! The attached devices of a machine are one list. A new kind of device adds a row to each of these tables:
@@ -84,6 +85,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod persistence;
+pub mod private_socket;
 pub mod timeline;
 pub mod vcpu;
 pub mod vm;

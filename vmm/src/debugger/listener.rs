@@ -1,18 +1,15 @@
 //! Listener for gdb: a Unix socket or a TCP port.
 
-use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{self, Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use gdb::Stream;
 
-/// Permissions that a new socket does not get: it has 0600.
-const UMASK: libc::mode_t = 0o177;
+use crate::private_socket::PrivateSocket;
 
 /// Address of a listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,27 +78,20 @@ pub enum ListenError {
 #[derive(Debug)]
 pub enum DebugListener {
     /// Unix socket.
-    Unix {
-        /// The socket.
-        listener: UnixListener,
-        /// Absolute path of its file.
-        path: PathBuf,
-        /// Device and inode of the file.
-        identity: (u64, u64),
-    },
+    Unix(PrivateSocket),
     /// TCP port.
     Tcp(TcpListener),
 }
 
 impl DebugListener {
     /// Listens at `address`: on a Unix socket for this user alone, or on a port, which only programs of this host reach unless
-    /// `is_public`. No other thread may create files meanwhile.
+    /// `is_public`.
     ///
     /// # Errors
     /// [`ListenError`]
     pub fn bind(address: &DebugAddress, is_public: bool) -> Result<Self, ListenError> {
         match address {
-            DebugAddress::Unix(path) => bind_unix(path),
+            DebugAddress::Unix(path) => bind_unix(path).map(Self::Unix),
             DebugAddress::Tcp(address) => bind_tcp(address, is_public).map(Self::Tcp),
         }
     }
@@ -109,7 +99,7 @@ impl DebugListener {
     /// Returns the path of the Unix socket.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Unix { path, .. } => Some(path),
+            Self::Unix(socket) => Some(socket.path()),
             Self::Tcp(_) => None,
         }
     }
@@ -117,7 +107,7 @@ impl DebugListener {
     /// Returns the port, which the kernel has chosen for port 0.
     pub fn port(&self) -> Option<u16> {
         match self {
-            Self::Unix { .. } => None,
+            Self::Unix(_) => None,
             Self::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
         }
     }
@@ -129,65 +119,20 @@ impl DebugListener {
     #[allow(clippy::disallowed_methods, reason = "the listener does not block")]
     pub(super) fn accept(&self) -> io::Result<Connection> {
         match self {
-            Self::Unix { listener, .. } => listener.accept().map(|(stream, _)| Connection::Unix(stream)),
+            Self::Unix(socket) => socket.accept().map(Connection::Unix),
             Self::Tcp(listener) => listener.accept().map(|(stream, _)| Connection::Tcp(stream)),
         }
     }
 }
 
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
-}
-
-fn bind_unix(path: &Path) -> Result<DebugListener, ListenError> {
-    let failed = |source| ListenError::Unix {
-        path: path.to_owned(),
-        source,
-    };
-    let listener = match bind_private(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            remove_stale(path)?;
-            bind_private(path)
-        }
-        result => result,
-    };
-    let listener = listener.map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    let metadata = fs::symlink_metadata(path).map_err(failed)?;
-    Ok(DebugListener::Unix {
-        listener,
-        // The working directory may change.
-        path: path::absolute(path).unwrap_or_else(|_| path.to_owned()),
-        identity: identity(&metadata),
+fn bind_unix(path: &Path) -> Result<PrivateSocket, ListenError> {
+    PrivateSocket::bind(path).map_err(|source| match source.kind() {
+        ErrorKind::AddrInUse => ListenError::InUse(path.to_owned()),
+        _ => ListenError::Unix {
+            path: path.to_owned(),
+            source,
+        },
     })
-}
-
-/// Listens on a new socket with the permissions 0600 from its creation on.
-fn bind_private(path: &Path) -> io::Result<UnixListener> {
-    // SAFETY: the call has no preconditions.
-    let before = unsafe { libc::umask(UMASK) };
-    let listener = UnixListener::bind(path);
-    // SAFETY: the call has no preconditions.
-    unsafe { libc::umask(before) };
-    listener
-}
-
-/// Removes a socket without a listener.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "before the event loop; a listener of this host accepts or its queue is full"
-)]
-fn remove_stale(path: &Path) -> Result<(), ListenError> {
-    let in_use = || ListenError::InUse(path.to_owned());
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    let is_refused = || {
-        let connected = UnixStream::connect(path).map(drop);
-        connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
-    };
-    if !is_socket || !is_refused() {
-        return Err(in_use());
-    }
-    fs::remove_file(path).map_err(|_| in_use())
 }
 
 fn bind_tcp(address: &str, is_public: bool) -> Result<TcpListener, ListenError> {
@@ -213,21 +158,8 @@ fn bind_tcp(address: &str, is_public: bool) -> Result<TcpListener, ListenError> 
 impl AsRawFd for DebugListener {
     fn as_raw_fd(&self) -> RawFd {
         match self {
-            Self::Unix { listener, .. } => listener.as_raw_fd(),
+            Self::Unix(socket) => socket.as_raw_fd(),
             Self::Tcp(listener) => listener.as_raw_fd(),
-        }
-    }
-}
-
-impl Drop for DebugListener {
-    /// Removes the file, unless it was replaced by another.
-    fn drop(&mut self) {
-        if let Self::Unix {
-            path, identity: own, ..
-        } = self
-            && fs::symlink_metadata(&path).is_ok_and(|metadata| identity(&metadata) == *own)
-        {
-            let _ = fs::remove_file(path);
         }
     }
 }
