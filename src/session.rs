@@ -12,6 +12,7 @@ use api::process::{LogControl as _, LoggerSettings};
 use api::{Api, Instance};
 use vmm::ErrorChain;
 use vmm::boot;
+use vmm::config::SerialTarget;
 use vmm::control::{
     self, Control, CrashDirectoryError, DebugSettings, FileRole, IdlePolicy, LoadSnapshotError, OpenFile,
     ScaleToZeroConfig, ScaleToZeroError, Service,
@@ -212,6 +213,7 @@ pub struct SessionSetup {
     suspend: SuspendArgs,
     crash_directory: Option<PathBuf>,
     debug: Option<DebugSettings>,
+    serial: SerialTarget,
 }
 
 impl SessionSetup {
@@ -232,6 +234,7 @@ impl SessionSetup {
                 .socket
                 .iter()
                 .chain(debug_path(&session.debug))
+                .chain(console_path(&session.serial))
                 .cloned()
                 .collect(),
             outputs: session.log.path.iter().chain(recorded).cloned().collect(),
@@ -269,6 +272,7 @@ impl SessionSetup {
             suspend: session.suspend,
             crash_directory: session.crash_directory,
             debug: None,
+            serial: session.serial,
         })
     }
 
@@ -307,6 +311,9 @@ impl SessionSetup {
     ) -> Result<ExitReason, Error> {
         set_suspend(&mut control, self.suspend).map_err(|error| Error::Suspend(Box::new(error)))?;
         set_crash_directory(&mut control, self.crash_directory.as_deref())?;
+        if self.serial != SerialTarget::Stdio {
+            open_console(&mut control, self.serial)?;
+        }
         if let Some(debug) = self.debug {
             control.set_debugger(debug);
         }
@@ -333,6 +340,24 @@ impl SessionSetup {
 pub fn set_crash_directory(control: &mut Control, directory: Option<&Path>) -> Result<(), Error> {
     let set = directory.map_or(Ok(()), |directory| control.set_crash_directory(directory));
     set.map_err(Error::CrashDirectory)
+}
+
+/// Opens the other end of the guest's serial port, and names a pseudoterminal.
+#[inline(never)]
+fn open_console(control: &mut Control, target: SerialTarget) -> Result<(), Error> {
+    control.set_serial(target, None).map_err(Error::Start)?;
+    if let Some(path) = control.console_name().and_then(|name| name.strip_prefix("pty:")) {
+        print_message(&format!("the serial console is at {path}"));
+    }
+    Ok(())
+}
+
+/// Returns the path of the socket for clients of the console.
+fn console_path(target: &SerialTarget) -> Option<&PathBuf> {
+    match target {
+        SerialTarget::Unix(path) => Some(path),
+        SerialTarget::Stdio | SerialTarget::File(_) | SerialTarget::Pty => None,
+    }
 }
 
 /// Returns the path of the socket for gdb.

@@ -71,6 +71,22 @@ Debug the guest with gdb (docs/debugging.md):
     };
 }
 
+/// Option of the serial console, which several commands have.
+macro_rules! console_options {
+    () => {
+        "\
+Connect the serial console (docs/console.md):
+      --serial END      connect the guest's serial port with END (default stdio):
+                          stdio      stdin and stdout
+                          unix:PATH  a new unix socket for any number of clients, such as mayfly ctl console
+                          pty        a new pseudoterminal, whose path mayfly prints
+                          file:PATH  a file or FIFO, for output alone
+                        Clients attach and detach at any time, and receive the last 64 KiB of output first
+
+"
+    };
+}
+
 /// Options of the suspend, which several commands have.
 macro_rules! suspend_options {
     () => {
@@ -199,6 +215,7 @@ Log:
       --log-file PATH   write the log to this file or FIFO; SIGHUP reopens it (default stderr)
 
 ",
+    console_options!(),
     suspend_options!(),
     debug_options!(),
     isolation_options!(),
@@ -208,7 +225,7 @@ Control the VM from other processes:
                         none)
       --id NAME         name the VM: 1 to 64 letters, digits and hyphens (default anonymous-instance)
 
-Keys, if stdin is a terminal: Ctrl-A x ends the VM, Ctrl-A h lists the keys. All other keys go to the guest.
+Keys of a terminal on stdin: Ctrl-A x ends the VM, Ctrl-A h lists the keys. All other keys go to the guest.
 
 exit status:
   0     the guest powered off or reset, or the user pressed Ctrl-A x
@@ -389,6 +406,7 @@ Prefetch a working set, the pages that a guest touches first:
                         as changed: a diff snapshot contains them. FILE must be recorded with the same snapshot
 
 ",
+    console_options!(),
     suspend_options!(),
     debug_options!(),
     "\

@@ -13,11 +13,12 @@
 //! A `text` block after `<!-- output -->` lists lines that the block before it prints, in this order.
 
 /// Every page with commands, with its path in the repository.
-pub const PAGES: [(&str, &str); 16] = [
+pub const PAGES: [(&str, &str); 17] = [
     ("README.md", include_str!("../../README.md")),
     ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
     ("SECURITY.md", include_str!("../../SECURITY.md")),
     ("docs/architecture.md", include_str!("../../docs/architecture.md")),
+    ("docs/console.md", include_str!("../../docs/console.md")),
     ("docs/crashes.md", include_str!("../../docs/crashes.md")),
     ("docs/debugging.md", include_str!("../../docs/debugging.md")),
     (

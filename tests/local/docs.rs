@@ -15,6 +15,7 @@ const TIMEOUT: &str = "300";
 
 scenarios! {
     readme => run("README.md");
+    console => run("docs/console.md");
     crashes => run("docs/crashes.md");
     debugging => run("docs/debugging.md");
     firecracker_compatibility => run("docs/firecracker-compatibility.md");

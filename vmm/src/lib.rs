@@ -7,6 +7,7 @@
 //! | [`event_loop`] | event loop of the thread that owns the VM |
 //! | [`control`] | [`Control`](control::Control): all operations on a VM, before its start and after |
 //! | [`persistence`] | creation, load and merge of snapshots |
+//! | [`console`] | serial consoles to which clients attach |
 //! | [`vm`] | [`Vm`](vm::Vm): a machine that runs or is paused |
 //! | [`machine`] | [`Machine`](machine::Machine): memory, buses, devices and vCPUs |
 //! | [`vcpu`] | vCPUs and their threads |
@@ -75,6 +76,7 @@ pub mod boot;
 pub mod cancellation;
 pub mod channel;
 pub mod config;
+pub mod console;
 pub mod control;
 pub mod debugger;
 pub mod emergency;

@@ -1,5 +1,7 @@
 //! Log, metrics file and serial output.
 
+use vmm::config::SerialTarget;
+
 use super::context::RequestContext;
 use super::error::Error;
 use crate::http::Response;
@@ -31,10 +33,22 @@ pub(crate) fn put_metrics(context: &mut RequestContext<'_>) -> Result<Response, 
 pub(super) fn put_serial(context: &mut RequestContext<'_>) -> Result<Response, Error> {
     let Serial {
         serial_out_path,
+        console,
         rate_limiter,
     } = context.read()?;
+    let rejected = |reason: &str| Error::rejected("Serial config", reason);
+    let target = match (serial_out_path, console) {
+        (None, None) => SerialTarget::Stdio,
+        (Some(path), None) => SerialTarget::File(path),
+        (None, Some(text)) => text
+            .parse()
+            .map_err(|reason| rejected(&format!("console {text:?} is invalid: {reason}")))?,
+        (Some(_), Some(_)) => {
+            return Err(rejected("serial_out_path and console are both given; remove one"));
+        }
+    };
     let limit = rate_limiter.map(TokenBucket::into_config);
-    let result = context.control.set_serial(serial_out_path.as_deref(), limit);
+    let result = context.control.set_serial(target, limit);
     result.map_err(Error::of("Serial config"))?;
     Ok(Response::no_content())
 }

@@ -228,6 +228,19 @@ fn failures_have_prefix_and_causes() {
     );
     let serial = fixture.expect_fault("PUT", "/serial", r#"{"serial_out_path": "@/none/x"}"#);
     assert!(serial.starts_with("Serial config error: "), "{serial}");
+    for (body, text) in [
+        (
+            r#"{"console": "tcp:1"}"#,
+            "console \"tcp:1\" is invalid: expected stdio, unix:PATH, pty or file:PATH",
+        ),
+        (
+            r#"{"console": "pty", "serial_out_path": "/x"}"#,
+            "serial_out_path and console are both given; remove one",
+        ),
+    ] {
+        let fault = fixture.expect_fault("PUT", "/serial", body);
+        assert_eq!(fault, format!("Serial config error: {text}"));
+    }
     for (args, text) in [
         ("\u{e9}".to_owned(), "printable ASCII"),
         ("a".repeat(2048), "2047"),

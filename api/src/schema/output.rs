@@ -75,11 +75,14 @@ schema! {
 }
 
 schema! {
-    /// Destination of the guest's serial output.
+    /// Other end of the guest's serial port.
     #[derive(Deserialize)]
     body Serial {
         /// File or FIFO for the output, created if absent; stdout by default.
         serial_out_path: Option<PathBuf>;
+        /// Other end: stdio, unix:PATH (a socket for clients), pty (GET /vm/status names it) or file:PATH. Not together with
+        /// serial_out_path.
+        console: Option<String>;
         /// Limit of the output in bytes. Output beyond it is dropped, and counted in uart.rate_limiter_dropped_bytes.
         rate_limiter: Option<TokenBucket>;
     }

@@ -91,6 +91,8 @@ schema! {
         vcpus: Vec<VcpuStatus>;
         /// Devices in the order of the guest.
         devices: Vec<DeviceStatus>;
+        /// Other end of the serial port: stdio, unix:PATH, pty:PATH or file:PATH.
+        console: String;
         /// For each vCPU, its last 8 different accesses to ports and addresses of no device, the last one first.
         unclaimed_accesses: Vec<UnclaimedAccess>;
         /// The last GET /vm/registers has found the guest halted with interrupts off, and the guest has accessed no device since.
@@ -205,6 +207,7 @@ impl<'a> VmStatus<'a> {
         let control::VmStatus {
             vcpus,
             devices,
+            console,
             is_dead,
         } = status;
         let unclaimed = (0..).zip(&vcpus);
@@ -223,6 +226,7 @@ impl<'a> VmStatus<'a> {
                 .map(|(id, vcpu)| VcpuStatus::new(id, &vcpu))
                 .collect(),
             devices: devices.into_iter().map(DeviceStatus::new).collect(),
+            console,
             halted_with_interrupts_off: is_dead,
         }
     }
@@ -352,6 +356,7 @@ mod tests {
                 vcpu(None, vec![]),
             ],
             devices: vec![],
+            console: "pty:/dev/pts/1".into(),
             is_dead: true,
         };
         let status = VmStatus::new("a", ("mayfly", "1"), InstanceState::Running, status);
@@ -371,6 +376,7 @@ mod tests {
                 "id": "a", "state": "Running", "vmm_version": "1", "app_name": "mayfly",
                 "vcpus": [halted(0, Some(2000)), halted(1, None)],
                 "devices": [],
+                "console": "pty:/dev/pts/1",
                 "unclaimed_accesses": [read("0xcfc"), read("0xcf8")],
                 "halted_with_interrupts_off": true,
             })

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use api::process::LoggerSettings;
+use vmm::config::SerialTarget;
 use vmm::control::MAX_COOLDOWN_MS;
 use vmm::debugger::DebugAddress;
 
@@ -59,6 +60,8 @@ pub struct SessionArgs {
     pub crash_directory: Option<PathBuf>,
     /// Options of the debugger.
     pub debug: DebugArgs,
+    /// Other end of the guest's serial port.
+    pub serial: SerialTarget,
 }
 
 impl Default for SessionArgs {
@@ -73,12 +76,14 @@ impl Default for SessionArgs {
             suspend: SuspendArgs::default(),
             crash_directory: None,
             debug: DebugArgs::default(),
+            serial: SerialTarget::default(),
         }
     }
 }
 
 /// Names of the options.
-pub const OPTIONS: [&str; 18] = [
+pub const OPTIONS: [&str; 19] = [
+    SERIAL,
     "--timings",
     "--trace",
     "--api-sock",
@@ -99,6 +104,8 @@ pub const OPTIONS: [&str; 18] = [
     ALLOW,
 ];
 
+/// Other end of the guest's serial port.
+pub const SERIAL: &str = "--serial";
 const SUSPEND_TO: &str = "--suspend-to";
 const IDLE_AFTER: &str = "--idle-after";
 const IDLE_CPU: &str = "--idle-cpu";
@@ -129,6 +136,7 @@ impl SessionArgs {
             "--trace" => self.trace = Some(path(parser, command)?),
             "--api-sock" => self.socket = Some(path(parser, command)?),
             "--log-file" => self.log.path = Some(path(parser, command)?),
+            SERIAL => self.serial = value(parser, command, name)?,
             SUSPEND_TO => self.suspend.directory = Some(path(parser, command)?),
             IDLE_AFTER => {
                 let milliseconds = number(parser, command, name, 1..=MAX_COOLDOWN_MS, "milliseconds")?;

@@ -1,19 +1,15 @@
 //! A VM before its start.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-
-use devices::serial::SerialOutput;
 
 use super::error::Error;
 use super::preparation::Preparation;
 use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
-use crate::config::{Bucket, DeviceConfig, DeviceKind, HostMemory, Protocol, VmConfig, VmSpec};
+use crate::config::{Bucket, DeviceConfig, DeviceKind, HostMemory, Protocol, SerialTarget, VmConfig, VmSpec};
+use crate::console::SerialEnd;
 use crate::machine::{self, DeviceError, Machine, OpenDevice, PreparedVm, open_device};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, GuestImage, Vm};
@@ -43,11 +39,17 @@ impl VmBuilder {
     }
 
     /// Returns a builder with a complete configuration and its open image.
-    pub fn with_image(config: VmConfig, image: Image, initrd: Option<Initrd>) -> Self {
+    pub fn with_image(
+        config: VmConfig,
+        image: Image,
+        initrd: Option<Initrd>,
+        serial: SerialSettings,
+    ) -> Self {
         Self {
             config,
             configured: true,
             boot: Some((image, initrd)),
+            serial,
             ..Self::new()
         }
     }
@@ -88,10 +90,19 @@ impl VmBuilder {
         Ok(())
     }
 
-    pub fn set_serial(&mut self, path: Option<&Path>, limit: Option<Bucket>) -> Result<(), Error> {
-        let file = path.map(SerialFile::open).transpose()?;
-        self.serial = SerialSettings { file, limit };
+    pub fn set_serial(&mut self, target: SerialTarget, limit: Option<Bucket>) -> Result<(), Error> {
+        // The same target stays open: its socket is in use.
+        if target != self.serial.target {
+            let end = SerialEnd::open(&target).map_err(Error::Serial)?;
+            self.serial = SerialSettings { target, end, limit };
+        }
+        self.serial.limit = limit;
         Ok(())
+    }
+
+    /// Returns the name of the other end of the serial port, by which a user finds it.
+    pub fn serial_name(&self) -> Option<String> {
+        self.serial.end.as_ref().map(SerialEnd::name)
     }
 
     /// Adds a device, or replaces the device of the same kind and ID.
@@ -188,71 +199,26 @@ impl VmBuilder {
     }
 }
 
-/// Destination and rate limit of the guest's serial output.
+/// Other end of the guest's serial port, and rate limit of the output.
 #[derive(Default)]
 pub struct SerialSettings {
-    /// Destination; the usual console without one.
-    file: Option<SerialFile>,
+    target: SerialTarget,
+    /// The usual console without one.
+    end: Option<SerialEnd>,
     limit: Option<Bucket>,
 }
 
 impl SerialSettings {
-    /// Opens the console of the guest: on the file if there is one, else by `open_console`.
+    /// Opens the console of the guest: at its end if there is one, else by `open_console`.
     pub fn open_console(&self, open_console: &mut OpenConsole) -> Result<Console, Error> {
-        let mut console = match &self.file {
-            Some(file) => file.console()?,
+        let mut console = match &self.end {
+            Some(end) => end.console().map_err(Error::Serial)?,
             None => open_console().map_err(Error::Console)?,
         };
         if let Some(bucket) = self.limit {
             console.output.set_limit(bucket);
         }
         Ok(console)
-    }
-}
-
-/// File or FIFO that receives the guest's serial output instead of stdout. A missing file is created; an existing one is appended to.
-struct SerialFile {
-    path: PathBuf,
-    file: File,
-}
-
-impl SerialFile {
-    fn open(path: &Path) -> Result<Self, Error> {
-        // Opening a FIFO only for writing fails with ENXIO while it has no reader; opening it for both directions succeeds.
-        let open = |read| {
-            let mut options = OpenOptions::new();
-            options.append(true).create(true).read(read);
-            options
-                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-                .open(path)
-        };
-        let opened = match open(false) {
-            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => open(true),
-            other => other,
-        };
-        let path = path.to_owned();
-        match opened {
-            Ok(file) => Ok(Self { path, file }),
-            Err(source) => Err(Error::Serial { path, source }),
-        }
-    }
-
-    /// Returns a console that prints to the file and has no input.
-    fn console(&self) -> Result<Console, Error> {
-        let output = self
-            .file
-            .try_clone()
-            .and_then(|file| SerialOutput::new(file.into()).map_err(io::Error::other));
-        let output = output.map_err(|source| Error::Serial {
-            path: self.path.clone(),
-            source,
-        })?;
-        Ok(Console {
-            output,
-            input: None,
-            filter: None,
-            guard: None,
-        })
     }
 }
 

@@ -1,15 +1,12 @@
 //! Errors of the control of a VM.
 
-use std::io;
-use std::path::PathBuf;
-
 use super::scale_to_zero::ScaleToZeroError;
 use crate::cancellation::BeginError;
 use crate::config::DeviceKind;
 use crate::machine::UpdateError;
 use crate::persistence::{CreateSnapshotError, LoadSnapshotError};
 use crate::vm::ConsoleError;
-use crate::{boot, config, machine};
+use crate::{boot, config, console, machine};
 
 /// Failure of an operation, which has not changed the VM.
 #[derive(Debug, thiserror::Error)]
@@ -71,15 +68,9 @@ pub enum Error {
     /// The architecture has no SMT.
     #[error("cannot configure SMT: this architecture has none; configure 1 thread for each core")]
     NoSmt,
-    /// The file for the serial output cannot be opened.
-    #[error("cannot open {} for the guest's serial output", path.display())]
-    Serial {
-        /// Path of the file.
-        path: PathBuf,
-        /// Cause.
-        #[source]
-        source: io::Error,
-    },
+    /// The console of the guest cannot be opened.
+    #[error(transparent)]
+    Serial(console::Error),
 }
 
 /// Failure of an operation on a thread of its own.

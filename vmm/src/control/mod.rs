@@ -24,7 +24,7 @@ mod suspend;
 mod tests;
 
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -40,7 +40,7 @@ use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
 use crate::cancellation::{BeginError, Cancellation};
 use crate::config::{
-    Bucket, CpuFeatures, DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, VmConfig,
+    Bucket, CpuFeatures, DeviceConfig, DeviceUpdate, HostMemory, MemorySize, Protocol, SerialTarget, VmConfig,
 };
 use crate::debugger::Debugger;
 use crate::machine::{self, PreparedVm};
@@ -158,6 +158,7 @@ pub struct Control {
     failed: bool,
     residency: ResidencyCounter,
     status_history: StatusHistory,
+    console_name: Option<String>,
     times: OperationTimes,
     scale_to_zero: Box<ScaleToZero>,
     operation: Option<Operation<Completion>>,
@@ -186,6 +187,7 @@ impl Control {
             failed: false,
             residency: ResidencyCounter::default(),
             status_history: StatusHistory::default(),
+            console_name: None,
             times: OperationTimes::default(),
             scale_to_zero: Box::default(),
             operation: None,
@@ -237,12 +239,13 @@ impl Control {
         Ok(snapshot)
     }
 
-    /// Replaces the whole configuration. `image` and `initrd` are the open files of `config`.
+    /// Replaces the whole configuration of the machine. `image` and `initrd` are the open files of `config`.
     ///
     /// # Errors
     /// [`Error::AfterStart`]
     pub fn configure(&mut self, config: VmConfig, image: Image, initrd: Option<Initrd>) -> Result<(), Error> {
-        *self.builder()? = VmBuilder::with_image(config, image, initrd);
+        let builder = self.builder()?;
+        *builder = VmBuilder::with_image(config, image, initrd, builder.take_serial());
         Ok(())
     }
 
@@ -319,13 +322,25 @@ impl Control {
         self.builder()?.put_device(config.into())
     }
 
-    /// Appends the guest's output to the file or FIFO at `path`; the guest then gets no input. Without a path, the guest has its
-    /// usual console again. Output beyond `limit` is dropped. Neither is part of a snapshot; both apply to a loaded one.
+    /// Connects the guest's serial port with `target`. Output beyond `limit` is dropped. Neither is part of a snapshot; both apply to a
+    /// loaded one.
     ///
     /// # Errors
-    /// [`Error::AfterStart`] and [`Error::Serial`].
-    pub fn set_serial(&mut self, path: Option<&Path>, limit: Option<Bucket>) -> Result<(), Error> {
-        self.builder()?.set_serial(path, limit)
+    /// [`Error::AfterStart`] and [`Error::Serial`]; the former target stays.
+    pub fn set_serial(&mut self, target: SerialTarget, limit: Option<Bucket>) -> Result<(), Error> {
+        let builder = self.builder()?;
+        builder.set_serial(target, limit)?;
+        self.console_name = builder.serial_name();
+        if let Some(name) = &self.console_name {
+            log::info!("the serial console is at {name}");
+        }
+        Ok(())
+    }
+
+    /// Returns the other end of the guest's serial port in the form of [`SerialTarget`], with the path of a pseudoterminal. `None` for
+    /// stdin and stdout.
+    pub fn console_name(&self) -> Option<&str> {
+        self.console_name.as_deref()
     }
 
     /// Builds the machine and runs the guest. After an error it can be called again.
@@ -668,9 +683,13 @@ impl Control {
 
     /// Returns the status of vCPUs and devices, empty before the start. Takes no lock and interrupts no vCPU.
     pub fn status(&mut self) -> VmStatus {
-        match &self.instance {
+        let status = match &self.instance {
             Instance::NotStarted(_) => VmStatus::default(),
             Instance::Started(vm) => self.status_history.status(vm),
+        };
+        VmStatus {
+            console: self.console_name().unwrap_or("stdio").to_owned(),
+            ..status
         }
     }
 

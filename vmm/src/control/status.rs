@@ -22,6 +22,8 @@ pub struct VmStatus {
     pub vcpus: Vec<VcpuStatus>,
     /// Devices, in the order in which the guest counts them.
     pub devices: Vec<DeviceStatus>,
+    /// Other end of the serial port, in the form of [`SerialTarget`](crate::config::SerialTarget), with the path of a pseudoterminal.
+    pub console: String,
     /// The last inspection has found all vCPUs halted with interrupts off, and the guest has accessed no device since.
     pub is_dead: bool,
 }
@@ -107,6 +109,7 @@ impl StatusHistory {
                 })
                 .collect(),
             devices: machine.devices().iter().map(device_status).collect(),
+            console: String::new(),
             is_dead: self.dead_at == Some(guest_accesses(machine)),
         }
     }
