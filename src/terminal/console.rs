@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use devices::serial::{SerialOutput, output};
 use vmm::vm::{self, Console, InputAction};
 
-use super::escape::{self, EscapeAction, EscapeFilter};
+use super::escape::{EscapeAction, EscapeFilter};
 use super::{InputKind, Terminal};
 use crate::logging::print;
 
@@ -52,14 +52,22 @@ pub fn open() -> Result<Console, Error> {
     }
     let terminal = Terminal::enter(stdin.as_fd()).map_err(Error::Terminal)?;
     Ok(Console {
-        filter: Some(Box::new(EscapeKeys::default())),
+        filter: Some(Box::new(EscapeKeys(EscapeFilter::new(QUIT)))),
         guard: Some(Box::new(terminal)),
         ..console
     })
 }
 
+/// Key after Ctrl-A that ends the VM.
+const QUIT: u8 = b'x';
+
+/// Text for [`EscapeAction::Help`]. Lines end with a carriage return, for a terminal in raw mode.
+const KEYS: &str = "\r\n\
+    Ctrl-A x       end the virtual machine\r\n\
+    Ctrl-A h       show this help\r\n\
+    Ctrl-A Ctrl-A  send one Ctrl-A to the guest\r\n";
+
 /// [`EscapeFilter`] as the input filter of the event loop.
-#[derive(Default)]
 struct EscapeKeys(EscapeFilter);
 
 impl vm::InputFilter for EscapeKeys {
@@ -69,7 +77,7 @@ impl vm::InputFilter for EscapeKeys {
             match self.0.feed(&[*byte], guest) {
                 None => {}
                 Some(EscapeAction::Quit) => return InputAction::End,
-                Some(EscapeAction::Help) => print(escape::HELP),
+                Some(EscapeAction::Help) => print(KEYS),
             }
         }
         InputAction::Continue

@@ -1,30 +1,31 @@
 //! The escape keys, which control mayfly and do not reach the guest.
 
-/// Text to print for [`EscapeAction::Help`]. Lines end with a carriage return, for a terminal in raw mode.
-pub const HELP: &str = "\r\n\
-    Ctrl-A x       end the virtual machine\r\n\
-    Ctrl-A h       show this help\r\n\
-    Ctrl-A Ctrl-A  send one Ctrl-A to the guest\r\n";
-
 const ESCAPE: u8 = 0x01;
 
 /// Action of an escape key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EscapeAction {
-    /// Print [`HELP`].
+    /// List the keys.
     Help,
-    /// End the virtual machine.
+    /// End the connection between terminal and guest.
     Quit,
 }
 
 /// Separates escape keys from the guest's input. For input from a terminal only: in a pipe or a file Ctrl-A is data.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct EscapeFilter {
+    /// Key after Ctrl-A for [`EscapeAction::Quit`].
+    quit: u8,
     /// The last byte was Ctrl-A; the next one decides its meaning.
     pending: bool,
 }
 
 impl EscapeFilter {
+    /// Creates a filter with the key after Ctrl-A for [`EscapeAction::Quit`].
+    pub fn new(quit: u8) -> Self {
+        Self { quit, pending: false }
+    }
+
     /// Appends the guest's part of `input` to `guest`, at most one byte more than `input` has: Ctrl-A and a byte that is no escape
     /// key both go to the guest. Returns the last action.
     ///
@@ -40,7 +41,7 @@ impl EscapeFilter {
                 continue;
             }
             match byte {
-                b'x' => return Some(EscapeAction::Quit),
+                quit if quit == self.quit => return Some(EscapeAction::Quit),
                 b'h' => action = Some(EscapeAction::Help),
                 ESCAPE => guest.push(ESCAPE),
                 other => guest.extend([ESCAPE, other]),
@@ -57,10 +58,10 @@ mod tests {
     /// Feeds `input` at once and byte by byte, checks that the results are equal, and returns them.
     fn feed(input: &[u8]) -> (Vec<u8>, Option<EscapeAction>) {
         let mut at_once = Vec::new();
-        let action = EscapeFilter::default().feed(input, &mut at_once);
+        let action = EscapeFilter::new(b'x').feed(input, &mut at_once);
 
         let (mut single, mut last) = (Vec::new(), None);
-        let mut escape = EscapeFilter::default();
+        let mut escape = EscapeFilter::new(b'x');
         for byte in input.chunks(1) {
             if last != Some(EscapeAction::Quit) {
                 last = escape.feed(byte, &mut single).or(last);

@@ -12,7 +12,7 @@
 //! | `escape` | the keys that control mayfly |
 
 pub mod console;
-mod escape;
+pub mod escape;
 
 use std::io;
 use std::mem::{MaybeUninit, zeroed};

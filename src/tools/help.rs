@@ -89,6 +89,9 @@ Act:
   cancel-suspend        cancel a suspend in progress; the guest resumes
   ready                 announce that the guest is ready: the cool-down of --idle-after begins
   flush-metrics         write a line to the metrics file, if one is configured
+  console [PATH]        attach stdin and stdout to the serial console of a VM with --serial unix:PATH or pty, or to
+                        that at PATH, without an API socket. Prints the last 64 KiB of output first. Ctrl-A d detaches.
+                        The input of one client at a time goes to the guest, that of the first one that sends
   gdb                   connect gdb with the guest, which stops. In gdb: target remote | mayfly ctl gdb --api-sock PATH
 
 Change devices of a running guest:
@@ -123,6 +126,7 @@ exit status:
 
 Try:   mayfly ctl --api-sock /tmp/vm.sock status
        mayfly ctl --api-sock /tmp/vm.sock status --registers
+       mayfly ctl --api-sock /tmp/vm.sock console
        mayfly ctl --api-sock /tmp/vm.sock metrics | grep mayfly_vcpu_exits
        mayfly ctl --api-sock /tmp/vm.sock drive rootfs --bandwidth 10M/1000 --ops 500/1000/2000
        mayfly ctl --api-sock /tmp/vm.sock net eth0 --rx-bandwidth off

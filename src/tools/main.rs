@@ -28,6 +28,9 @@ mod printable;
 #[allow(dead_code, reason = "mayfly uses the rest")]
 mod process;
 mod sys;
+#[path = "../terminal/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "mayfly uses the rest")]
+mod terminal;
 #[path = "../vm_client.rs"]
 mod vm_client;
 

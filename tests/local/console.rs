@@ -211,7 +211,7 @@ fn inherited_ignored_signal_stays_ignored() {
 }
 
 /// A pseudoterminal with mayfly as its foreground process.
-struct Terminal {
+pub struct Terminal {
     master: Limited<File>,
     mayfly: Child,
     seen: String,
@@ -228,7 +228,7 @@ impl Terminal {
     }
 
     /// Starts `command` in the foreground of a new pseudoterminal.
-    fn attach(mut command: Command) -> Self {
+    pub fn attach(mut command: Command) -> Self {
         let (mut master_fd, mut slave_fd) = (0, 0);
         // SAFETY: both pointers are valid for writes; openpty accepts null for name, modes and size.
         let made = unsafe {
@@ -258,7 +258,7 @@ impl Terminal {
         }
     }
 
-    fn expect(&mut self, text: &str) {
+    pub fn expect(&mut self, text: &str) {
         let mut buffer = [0; 256];
         while !self.seen.contains(text) {
             let length = self
@@ -275,12 +275,12 @@ impl Terminal {
         assert!(status.is_none(), "mayfly has ended: {status:?}");
     }
 
-    fn press(&mut self, keys: &[u8]) {
+    pub fn press(&mut self, keys: &[u8]) {
         self.master.write_all(keys).unwrap();
     }
 
     /// Waits for the end of mayfly, which must restore the terminal modes.
-    fn wait(self) -> (std::process::ExitStatus, String) {
+    pub fn wait(self) -> (std::process::ExitStatus, String) {
         let output = scratch::finish(self.mayfly);
         let after = modes(&self.master);
         let same = (
@@ -300,7 +300,7 @@ impl Terminal {
         (output.status, String::from_utf8(output.stderr).unwrap())
     }
 
-    fn is_raw(&self) -> bool {
+    pub fn is_raw(&self) -> bool {
         modes(&self.master).c_lflag & (libc::ICANON | libc::ECHO | libc::ISIG) == 0
     }
 }

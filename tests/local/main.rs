@@ -8,6 +8,7 @@
 //! | [`core_dump`] | ELF cores |
 //! | [`crash`] | reports and snapshots of crashes |
 //! | [`console`] | stalled readers, signals, terminals |
+//! | [`attached`] | clients of a serial console |
 //! | [`kvm_call_order`] | order of the KVM calls at boot and at restore |
 //! | [`calls`] | system calls of a process, by ptrace |
 //! | [`state`] | state of a machine, restored in another machine |
@@ -42,6 +43,7 @@ macro_rules! scenarios {
 mod access;
 mod api;
 mod attach;
+mod attached;
 mod calls;
 mod command;
 mod console;

@@ -55,6 +55,8 @@ pub enum CtlCommand {
     CancelSuspend,
     /// Announce that the guest is ready.
     Ready,
+    /// Attach to the serial console of the VM, or to that at this path.
+    Console(Option<PathBuf>),
     /// Connect gdb on stdin and stdout with the VM.
     Gdb,
     /// Change a drive or an interface.
@@ -263,6 +265,7 @@ fn command(
         "delete" => CtlCommand::Delete(next(INSTANCE)?),
         "cancel-suspend" => CtlCommand::CancelSuspend,
         "ready" => CtlCommand::Ready,
+        "console" => CtlCommand::Console(arguments.next().map(PathBuf::from)),
         "gdb" => CtlCommand::Gdb,
         "drive" => drive(next("the name of a drive")?, options)?,
         "net" => net(next("the name of a network interface")?, options)?,

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | `instances` | instances of a supervisor |
 //! | `args` | the command line, and [`Ctl`], its result |
+//! | `console` | serial console on stdin and stdout |
 //! | `gdb` | gdb on stdin and stdout |
 //! | `request` | a request, its response, and the errors of both |
 //! | `status` | status of vCPUs and devices as tables |
 //! | `tables` | responses as tables |
 
 pub mod args;
+mod console;
 mod gdb;
 mod instances;
 mod request;
@@ -19,9 +21,11 @@ mod tables;
 mod tests;
 
 use std::io::Read;
+use std::path::Path;
 
 use api::client::Client;
 use args::{Ctl, CtlCommand};
+use console::Place;
 use request::Request;
 use serde_json::json;
 use tables::cell;
@@ -60,6 +64,7 @@ pub fn run(ctl: &Ctl, stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
             server.execute(&suspend("Cancel"), "suspend cancelled; the guest resumes")
         }
         CtlCommand::Ready => server.execute(&suspend("Ready"), "ready; the cool-down begins"),
+        CtlCommand::Console(path) => server.console(path.as_deref()),
         CtlCommand::Gdb => gdb::connect(&ctl.socket, ctl.timeout),
         CtlCommand::Change { kind, id, body } => {
             let path = format!("/{kind}/{}", request::encode_segment(id));
@@ -120,6 +125,15 @@ impl Server {
         let inspection = inspection.map(|request| request.json(&self.client)).transpose()?;
         text.push_str(&status::details(&status, inspection.as_ref()));
         Ok(text.into_bytes())
+    }
+
+    /// Attaches to the console at `path`, or to that of the server.
+    fn console(&self, path: Option<&Path>) -> Result<Vec<u8>, Error> {
+        let place = match path {
+            Some(path) => Place::new(path),
+            None => Place::find(&Request::get("/vm/status").json(&self.client)?)?,
+        };
+        console::attach(&place)
     }
 
     fn config(&self) -> Result<Vec<u8>, Error> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use api::client::{self, Client, ClientResponse};
@@ -72,6 +73,20 @@ pub enum Error {
         reason: String,
         /// Limit of the wait.
         timeout: Duration,
+    },
+    /// Clients cannot attach to the console.
+    #[error(
+        "cannot attach to the serial console: it is connected with {0}; start the VM with --serial unix:PATH or --serial pty"
+    )]
+    NoConsole(String),
+    /// The connection to the console has failed.
+    #[error("cannot use the serial console at {}; name the socket of --serial unix:PATH, or a pseudoterminal", path.display())]
+    Console {
+        /// Path of the socket or terminal.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
     },
     /// The connection of a debugger has failed.
     #[error("cannot {operation} for gdb")]

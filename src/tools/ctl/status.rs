@@ -15,6 +15,9 @@ pub(super) fn details(status: &Value, registers: Option<&Value>) -> String {
     ] {
         text.push_str(&format!("\n{}", section(name, &table)));
     }
+    if let Some(console) = status["console"].as_str().filter(|console| *console != "stdio") {
+        text.push_str(&format!("\nThe serial console is at {console}.\n"));
+    }
     let is_dead = |response: &Value| response["halted_with_interrupts_off"] == true;
     if is_dead(registers.unwrap_or(status)) {
         text.push_str(

@@ -70,6 +70,8 @@ const SCENARIOS: &[&str] = &[
     "api::tracking::diff_of_restored_vm_without_proc_holds_changes",
     "api::tracking::repeated_diff_keeps_contents",
     "api::uffd::paused_guest_touches_few_pages",
+    "attached::api_connects_console_before_start",
+    "attached::clients_attach_and_detach_while_guest_runs",
     "command::triple_fault_is_reported",
     "console::escape_key_ends_paused_guest",
     "console::shell_adopts_terminal_of_client",
