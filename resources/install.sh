@@ -57,7 +57,7 @@ place_all "$PREFIX/share/doc/mayfly/api" resources/openapi.yaml resources/standb
 # The units name the programs.
 unit=$(mktemp)
 trap 'rm -f "$unit"' EXIT
-for template in resources/systemd/*.service; do
+for template in resources/systemd/*; do
     sed "s|@PREFIX@|$PREFIX|g" "$template" >"$unit"
     place 644 "$unit" "$PREFIX/lib/systemd/system/${template##*/}"
 done

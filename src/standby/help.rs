@@ -11,7 +11,8 @@ process exists for it; a frame to its address or a request starts mayfly restore
 states and limits.
 
 Required:
-      --api-sock SOCKET serve the API on this unix socket, for its own user and root
+      --api-sock SOCKET serve the API on this unix socket, for its own user and root. A descriptor of systemd with the
+                        name api is used, if it is the socket with this path
       --state-dir DIR   keep registrations, snapshots of suspended instances, sockets and logs here; DIR is created if
                         necessary. Instances go on when the supervisor ends, and a supervisor with the same DIR finds
                         them again

@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -50,9 +51,9 @@ pub enum Error {
     /// The state cannot be opened, or a system call failed.
     #[error(transparent)]
     Core(#[from] core::Error),
-    /// An inherited tap cannot be used.
+    /// An inherited descriptor cannot be used.
     #[error(transparent)]
-    Taps(#[from] passed::Error),
+    Passed(#[from] passed::Error),
 }
 
 /// Supervises the instances until a signal. They go on afterwards.
@@ -61,7 +62,9 @@ pub enum Error {
 /// [`Error`]
 pub fn supervise(args: &Args) -> Result<(), Error> {
     // Before others are opened, which could have their numbers.
+    let socket = std::path::absolute(&args.socket).map_err(failed("find the API socket"))?;
     let passed = take_taps(args)?;
+    let listener = take_listener(&socket)?;
     let slots = Slots::reserve().map_err(failed("reserve descriptors"))?;
     // Before any thread starts: threads inherit the mask.
     let signals = not_ignored(&SIGNALS);
@@ -69,23 +72,12 @@ pub fn supervise(args: &Args) -> Result<(), Error> {
     // Before the working directory changes.
     let mut log = ProcessLog::new("standby");
     log.configure(&args.log).map_err(Error::Log)?;
-    let socket = std::path::absolute(&args.socket).map_err(failed("find the API socket"))?;
     let mut core = Core::open(args, Some(slots))?;
     core.passed = passed;
     core.settle().map_err(failed("find the running instances"))?;
     let signals = SignalFd::new(&signals).map_err(failed("create a signalfd"))?;
-    // Last: a client that finds the socket does not wait for the journal. Each client can start programs with the rights of this user.
-    let server = process::create_private(|| {
-        let limits = HttpLimits {
-            connections: CONNECTIONS,
-            ..HttpLimits::default()
-        };
-        Server::bind(&socket, limits)
-    });
-    let server = server
-        .map_err(Error::Socket)?
-        .only_for(sys::is_permitted)
-        .named(SERVER);
+    // Last: a client that finds the socket does not wait for the journal.
+    let server = serve(listener, &socket).map_err(Error::Socket)?;
     let mut supervisor = Supervisor {
         core,
         server,
@@ -96,14 +88,39 @@ pub fn supervise(args: &Args) -> Result<(), Error> {
     supervisor.run()
 }
 
+/// Serves the API on `listener`, or on a new socket at `path`. Each client can start programs with the rights of this user.
+fn serve(listener: Option<UnixListener>, path: &Path) -> Result<Server, http::Error> {
+    let limits = HttpLimits {
+        connections: CONNECTIONS,
+        ..HttpLimits::default()
+    };
+    let server = match listener {
+        Some(listener) => Server::from_listener(listener, limits),
+        None => process::create_private(|| Server::bind(path, limits)),
+    }?;
+    Ok(server.only_for(sys::is_permitted).named(SERVER))
+}
+
 /// Takes the taps of the arguments and those of systemd.
 fn take_taps(args: &Args) -> Result<PassedTaps, Error> {
+    let mut numbers = args.taps.clone();
+    numbers.extend(numbers_of_systemd(passed::TAP));
+    Ok(PassedTaps::take(&numbers)?)
+}
+
+/// Takes the API socket at `path` from systemd, if it passes one.
+fn take_listener(path: &Path) -> Result<Option<UnixListener>, Error> {
+    let numbers = numbers_of_systemd(passed::API);
+    let listener = numbers.first().map(|number| passed::take_listener(*number, path));
+    Ok(listener.transpose()?)
+}
+
+/// Returns the numbers of the descriptors with `name` that systemd passes.
+fn numbers_of_systemd(name: &str) -> Vec<RawFd> {
     let variables = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(|name| std::env::var(name).ok());
     let [pid, count, names] = &variables;
     let variables = [pid.as_deref(), count.as_deref(), names.as_deref()];
-    let mut numbers = args.taps.clone();
-    numbers.extend(passed::numbers_of_systemd(std::process::id(), variables));
-    Ok(PassedTaps::take(&numbers)?)
+    passed::numbers_of_systemd(std::process::id(), variables, name)
 }
 
 /// The supervisor.

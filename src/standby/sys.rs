@@ -214,6 +214,22 @@ pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Checks that `socket` accepts connections.
+///
+/// # Errors
+/// Fails with EINVAL if it does not listen, and with ENOTSOCK if it is no socket.
+pub fn check_listener(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_ACCEPTCONN);
+    let (mut listens, mut size): (libc::c_int, libc::socklen_t) = (0, 4);
+    let (value, length) = ((&raw mut listens).cast(), &raw mut size);
+    // SAFETY: `listens` is an int of 4 bytes, and both are valid for writes.
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, value, length) })?;
+    match listens {
+        0 => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        _ => Ok(()),
+    }
+}
+
 /// Owns a descriptor that a call has returned.
 fn own(descriptor: RawFd) -> io::Result<OwnedFd> {
     check(descriptor)?;

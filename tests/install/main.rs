@@ -101,6 +101,7 @@ fn uninstall_removes_all_that_install_places() {
         "bin/mayfly-standby",
         "bin/mayfly-tools",
         "lib/systemd/system/mayfly-standby.service",
+        "lib/systemd/system/mayfly-standby.socket",
         "lib/systemd/system/mayfly@.service",
         "share/bash-completion/completions/mayfly",
         "share/doc/mayfly/README.md",
@@ -216,7 +217,11 @@ fn units_are_accepted_by_systemd() {
     let units = stage.path("prefix/lib/systemd/system");
     let mut verify = Command::new("systemd-analyze");
     verify.args(["verify", "--man=no"]);
-    for unit in ["mayfly-standby.service", "mayfly@.service"] {
+    for unit in [
+        "mayfly-standby.service",
+        "mayfly-standby.socket",
+        "mayfly@.service",
+    ] {
         verify.arg(units.join(unit));
     }
     let printed = expect_success(&mut verify);

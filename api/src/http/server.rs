@@ -87,10 +87,21 @@ impl Server {
     /// file is there.
     ///
     /// # Errors
-    /// All variants of [`Error`].
+    /// All variants of [`Error`] but [`Error::Inherited`].
     pub fn bind(path: &Path, limits: HttpLimits) -> Result<Self, Error> {
+        Self::new(Socket::bind(path)?, limits)
+    }
+
+    /// Serves the clients of the listening socket of another process, which removes its file.
+    ///
+    /// # Errors
+    /// [`Error::Inherited`] and [`Error::Events`].
+    pub fn from_listener(listener: UnixListener, limits: HttpLimits) -> Result<Self, Error> {
+        Self::new(Socket::inherited(listener)?, limits)
+    }
+
+    fn new(socket: Socket, limits: HttpLimits) -> Result<Self, Error> {
         let epoll = Epoll::new().map_err(Error::Events)?;
-        let socket = Socket::bind(path)?;
         let event = EpollEvent::new(EventSet::IN, LISTENER);
         epoll
             .ctl(ControlOperation::Add, socket.as_raw_fd(), event)

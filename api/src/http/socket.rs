@@ -29,16 +29,15 @@ const LOCK_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the file.
-    identity: (u64, u64),
+    /// Path, device and inode of the file. `None` for a socket whose creator removes the file.
+    file: Option<(PathBuf, (u64, u64))>,
 }
 
 impl Socket {
     /// Listens at `path`. A client that finds the path can always connect.
     ///
     /// # Errors
-    /// All variants but [`Error::Events`].
+    /// All variants but [`Error::Events`] and [`Error::Inherited`].
     pub fn bind(path: &Path) -> Result<Self, Error> {
         let length = path.as_os_str().len();
         if length > MAX_SOCKET_PATH {
@@ -53,17 +52,26 @@ impl Socket {
             .and_then(|metadata| link_socket(&hidden, path).map(|()| identity(&metadata)));
         // After a rename the name is gone. If the removal fails, later processes skip the name.
         let _ = fs::remove_file(&hidden);
+        // The working directory may change.
+        let absolute = path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let socket = Self {
             listener,
-            // The working directory may change.
-            path: path::absolute(path).unwrap_or_else(|_| path.to_owned()),
-            identity: linked?,
+            file: Some((absolute, linked?)),
         };
         socket
             .listener
             .set_nonblocking(true)
             .map_err(|source| Error::at(path, "configure", source))?;
         Ok(socket)
+    }
+
+    /// Uses the listening socket of another process, which removes its file.
+    ///
+    /// # Errors
+    /// [`Error::Inherited`]
+    pub fn inherited(listener: UnixListener) -> Result<Self, Error> {
+        listener.set_nonblocking(true).map_err(Error::Inherited)?;
+        Ok(Self { listener, file: None })
     }
 
     /// Accepts a pending client.
@@ -90,8 +98,10 @@ impl AsRawFd for Socket {
 impl Drop for Socket {
     /// Removes the file, unless it was replaced by another.
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.identity) {
-            let _ = fs::remove_file(&self.path);
+        if let Some((path, own)) = &self.file
+            && fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == *own)
+        {
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -268,6 +278,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The inherited socket cannot be used.
+    #[error("cannot use the inherited API socket")]
+    Inherited(#[source] io::Error),
     /// The socket cannot be watched.
     #[error("cannot watch the API socket")]
     Events(#[source] io::Error),
