@@ -4,25 +4,12 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 
-use super::history::History;
+use super::history::{CAPACITY, History};
 
 /// Maximum number of bytes of one write to a client.
 const MAX_WRITE: usize = 4096;
 /// Maximum number of bytes of one read from a client.
 pub(super) const MAX_READ: usize = 1024;
-
-/// Result of a read of a client's input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ClientInput<'a> {
-    /// Nothing is available now.
-    Nothing,
-    /// Input for the guest.
-    Bytes(&'a [u8]),
-    /// The client sends nothing more. It may still receive output.
-    Ended,
-    /// The client has detached.
-    Detached,
-}
 
 /// A client of the serial console, by a file that does not block.
 #[derive(Debug)]
@@ -30,13 +17,18 @@ pub(super) struct Client {
     file: Arc<File>,
     /// Offset of the next byte of output for this client.
     next: u64,
-    /// Message to the client, before the next output.
+    /// Bytes of output that this client has lost, and no notice states.
+    lost: u64,
+    /// Message to this client, before the next output.
     notice: Vec<u8>,
-    /// Its input goes to the guest, that of the others does not.
+    /// Input of this client goes to the guest. Input of all others is dropped.
     is_writer: bool,
-    /// It was informed that another client is the writer.
+    /// This client has received the notice that another client is the writer.
     is_informed: bool,
+    /// This client sends nothing more.
     input_ended: bool,
+    /// This client takes no more output.
+    output_ended: bool,
 }
 
 impl Client {
@@ -45,10 +37,12 @@ impl Client {
         Self {
             file,
             next: offset,
+            lost: 0,
             notice: Vec::new(),
             is_writer: false,
             is_informed: false,
             input_ended: false,
+            output_ended: false,
         }
     }
 
@@ -64,9 +58,13 @@ impl Client {
         self.input_ended
     }
 
-    /// Returns true if the client has not received all output up to `end`.
+    pub(super) fn output_ended(&self) -> bool {
+        self.output_ended
+    }
+
+    /// Returns true if the client can receive output up to `end`, and has not received all of it.
     pub(super) fn is_behind(&self, end: u64) -> bool {
-        self.next < end || !self.notice.is_empty()
+        !self.output_ended && (self.next < end || self.lost > 0 || !self.notice.is_empty())
     }
 
     /// Makes this client the one whose input goes to the guest.
@@ -78,7 +76,7 @@ impl Client {
     /// Informs the client, once, that its input has no effect.
     pub(super) fn inform(&mut self) {
         if !std::mem::replace(&mut self.is_informed, true) {
-            self.notify("another client has the input; it is free when that client detaches");
+            self.notify("another client has the input until it detaches; input of this client is dropped");
         }
     }
 
@@ -88,44 +86,70 @@ impl Client {
             .extend_from_slice(format!("\r\n[mayfly: {message}]\r\n").as_bytes());
     }
 
-    /// Reads input, at most as much as `buffer` takes.
-    pub(super) fn read<'a>(&mut self, buffer: &'a mut [u8]) -> ClientInput<'a> {
+    /// Reads input, at most as much as `buffer` takes. Returns nothing if none is available, or at the end of the input.
+    pub(super) fn read<'a>(&mut self, buffer: &'a mut [u8]) -> &'a [u8] {
         match (&*self.file).read(buffer) {
-            Ok(0) => {
-                self.input_ended = true;
-                self.is_writer = false;
-                ClientInput::Ended
+            Ok(count @ 1..) => &buffer[..count],
+            Err(error) if is_transient(&error) => &[],
+            Ok(_) => {
+                self.end_input();
+                &[]
             }
-            Ok(count) => ClientInput::Bytes(&buffer[..count]),
-            Err(error) if is_transient(&error) => ClientInput::Nothing,
-            Err(_) => ClientInput::Detached,
+            Err(_) => {
+                self.end_input();
+                self.end_output();
+                &[]
+            }
         }
     }
 
+    /// Ends the input: another client may be the writer.
+    pub(super) fn end_input(&mut self) {
+        self.input_ended = true;
+        self.is_writer = false;
+    }
+
+    /// Ends the output.
+    pub(super) fn end_output(&mut self) {
+        self.output_ended = true;
+    }
+
     /// Writes some of the output that the client has not received. If the client was too slow for `history`, a message states the loss.
-    ///
-    /// # Errors
-    /// The client has detached.
-    pub(super) fn write(&mut self, history: &History) -> io::Result<()> {
-        let lost = history.start().saturating_sub(self.next);
-        if lost > 0 {
-            self.next = history.start();
+    pub(super) fn write(&mut self, history: &History) {
+        if self.next < history.start() {
+            // Half of the history is left for the output that follows meanwhile: the client would lose bytes again at once.
+            let next = history.end() - CAPACITY as u64 / 2;
+            self.lost += next - self.next;
+            self.next = next;
+        }
+        if self.notice.is_empty() && self.lost > 0 {
+            let lost = std::mem::take(&mut self.lost);
             self.notify(&format!("dropped {lost} bytes: this client was too slow"));
         }
-        let is_notice = !self.notice.is_empty();
-        let bytes = match is_notice {
-            true => &self.notice[..],
-            false => history.bytes_from(self.next),
-        };
-        let written = match (&*self.file).write(&bytes[..bytes.len().min(MAX_WRITE)]) {
-            Err(error) if is_transient(&error) => return Ok(()),
-            result => result?,
-        };
-        match is_notice {
-            true => drop(self.notice.drain(..written)),
-            false => self.next += written as u64,
+        if !self.notice.is_empty() {
+            let written = self.try_write(&self.notice);
+            self.notice.drain(..written.unwrap_or(0));
+            self.output_ended |= written.is_none();
+            if self.output_ended || !self.notice.is_empty() {
+                return;
+            }
         }
-        Ok(())
+        let bytes = history.bytes_from(self.next);
+        let written = self.try_write(&bytes[..bytes.len().min(MAX_WRITE)]);
+        self.next += written.unwrap_or(0) as u64;
+        self.output_ended |= written.is_none();
+    }
+
+    /// Returns the number of written bytes, or nothing if the client takes no more output.
+    fn try_write(&self, bytes: &[u8]) -> Option<usize> {
+        if bytes.is_empty() {
+            return Some(0);
+        }
+        match (&*self.file).write(bytes) {
+            Ok(written) => Some(written),
+            Err(error) if is_transient(&error) => Some(0),
+            Err(_) => None,
+        }
     }
 }
 

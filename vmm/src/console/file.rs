@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use devices::serial::SerialOutput;
 
@@ -23,14 +23,15 @@ impl SerialFile {
             let mut options = OpenOptions::new();
             options.append(true).create(true).read(read);
             options
-                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY)
                 .open(path)
         };
         let opened = match open(false) {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => open(true),
             other => other,
         };
-        let path = path.to_owned();
+        // The working directory may change.
+        let path = path::absolute(path).unwrap_or_else(|_| path.to_owned());
         match opened {
             Ok(file) => Ok(Self { path, file }),
             Err(source) => Err(Error::File { path, source }),

@@ -1,15 +1,18 @@
 //! Pseudoterminal for the serial console.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::Error;
+
+/// Permissions of the terminal. Those of the file system may admit the group of terminals.
+const MODE: u32 = 0o600;
 
 /// Pseudoterminal. Programs open it at its path; mayfly has the other side.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ impl Pty {
         let master = open("/dev/ptmx", libc::O_NONBLOCK).map_err(failed("open /dev/ptmx"))?;
         let path = unlock(&master).map_err(failed("unlock a pseudoterminal"))?;
         let terminal = open(&path, 0).map_err(failed("open a pseudoterminal"))?;
+        let private = terminal.set_permissions(Permissions::from_mode(MODE));
+        private.map_err(failed("set the mode of a pseudoterminal"))?;
         set_raw(&terminal).map_err(failed("set a pseudoterminal to raw mode"))?;
         let opened = watch(&path).map_err(failed("watch a pseudoterminal"))?;
         // Closed from here on, until a program opens it: the master reports the hang-up. The mode stays as long as the master is open.

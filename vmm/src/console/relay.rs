@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use devices::serial::SerialOutput;
 use devices::thread_role::ThreadRole;
 
-use super::client::{Client, ClientInput, MAX_READ};
+use super::client::{Client, MAX_READ};
 use super::history::History;
 use super::pty::PtyFiles;
 use crate::vm::Console;
@@ -102,6 +102,8 @@ pub(super) struct Relay {
     history: History,
     /// Input that the guest has not taken.
     input: VecDeque<u8>,
+    /// The writer sends nothing more, but not all of its input is read.
+    is_writer_ending: bool,
     /// Time of the next accept, at the limit of descriptors.
     accept_at: Option<Instant>,
     /// Time of the end, once the VM has ended.
@@ -119,6 +121,7 @@ impl Relay {
             clients: Vec::new(),
             history: History::new()?,
             input: VecDeque::new(),
+            is_writer_ending: false,
             accept_at: None,
             deadline: None,
         })
@@ -163,19 +166,42 @@ impl Relay {
         };
         let is_idle = has_ended || self.accept_at.is_some();
         polled.push(pollfd(if is_idle { -1 } else { source }, libc::POLLIN));
-        let has_room = self.input.len() < INPUT_CAPACITY;
-        let has_writer = self.clients.iter().any(Client::is_writer);
-        let end = self.history.end();
         polled.extend(self.clients.iter().map(|client| {
-            // Input of other clients than the writer is read to drop it.
-            let may_read = !client.input_ended() && (has_room || (has_writer && !client.is_writer()));
-            let read = if may_read { libc::POLLIN } else { 0 };
-            let write = if client.is_behind(end) { libc::POLLOUT } else { 0 };
-            // A client that has detached keeps its input until the guest has taken it.
-            let is_ignored = !may_read && !client.input_ended() && write == 0;
+            let events = self.wanted_events(client);
+            // The hang-up of a client without wanted events is of interest only after the end of its input.
+            let is_ignored = events == 0 && (!client.input_ended() || client.output_ended());
             let file = if is_ignored { -1 } else { client.file().as_raw_fd() };
-            pollfd(file, read | write)
+            pollfd(file, events)
         }));
+    }
+
+    /// Returns the events of `client` for which there is work.
+    fn wanted_events(&self, client: &Client) -> libc::c_short {
+        let write = if client.is_behind(self.history.end()) {
+            libc::POLLOUT
+        } else {
+            0
+        };
+        match self.accepts_input(client) {
+            // The end of the input is known before it is read.
+            true => write | libc::POLLIN | libc::POLLRDHUP,
+            false => write,
+        }
+    }
+
+    /// Returns true if input of `client` is read now: for the guest, or to drop it.
+    fn accepts_input(&self, client: &Client) -> bool {
+        let is_possible = match self.has_other_writer(client) {
+            // The input of the next writer waits for the rest of that of the last one.
+            true => !self.is_writer_ending,
+            false => self.input.len() < INPUT_CAPACITY,
+        };
+        !client.input_ended() && is_possible
+    }
+
+    /// Returns true if the input of another client than `client` goes to the guest.
+    fn has_other_writer(&self, client: &Client) -> bool {
+        !client.is_writer() && self.clients.iter().any(Client::is_writer)
     }
 
     /// Reads and writes the files of `polled` that are ready, each once.
@@ -183,12 +209,15 @@ impl Relay {
         let Some((&[port, source], clients)) = polled.split_first_chunk::<FIXED>() else {
             return;
         };
-        // From the last: a client may be removed.
-        for (index, client) in clients.iter().enumerate().rev() {
-            if client.revents != 0 && !self.serve_client(index, client.revents) {
-                self.clients.remove(index);
-            }
+        if let Some(writer) = self.clients.iter().position(Client::is_writer) {
+            self.note_end_of_writer(&clients[writer]);
         }
+        // The oldest client first: the first one that sends becomes the writer.
+        for (index, client) in clients.iter().enumerate() {
+            self.serve_client(index, client);
+        }
+        self.clients
+            .retain(|client| !client.input_ended() || !client.output_ended());
         if port.revents & libc::POLLOUT != 0 {
             self.write_input();
         }
@@ -203,40 +232,57 @@ impl Relay {
         }
     }
 
-    /// Handles the `events` of a client. Returns false if it has detached.
-    fn serve_client(&mut self, index: usize, events: libc::c_short) -> bool {
-        if events & libc::POLLIN != 0 {
-            return self.read_client(index);
+    /// Notes if the writer has ended its input. A writer that was not polled is as before.
+    fn note_end_of_writer(&mut self, polled: &libc::pollfd) {
+        if polled.fd >= 0 {
+            self.is_writer_ending = polled.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0;
         }
-        if events & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
-            return false;
-        }
-        self.clients[index].write(&self.history).is_ok()
     }
 
-    /// Reads input of a client: for the guest, if no other client is the writer. Returns false if the client has detached.
-    fn read_client(&mut self, index: usize) -> bool {
-        let has_other = self.clients.iter().any(Client::is_writer) && !self.clients[index].is_writer();
+    /// Handles the events of a client.
+    fn serve_client(&mut self, index: usize, polled: &libc::pollfd) {
+        let (asked, events) = (polled.events, polled.revents);
+        if events & libc::POLLIN != 0 {
+            self.read_client(index);
+            if self.clients[index].is_writer() {
+                self.note_end_of_writer(polled);
+            }
+        }
+        let client = &mut self.clients[index];
+        if events & libc::POLLOUT != 0 {
+            client.write(&self.history);
+        }
+        if events & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
+            client.end_output();
+            // Input that was not asked for may still be there.
+            if asked & libc::POLLIN != 0 && events & libc::POLLIN == 0 {
+                client.end_input();
+            }
+        }
+    }
+
+    /// Reads input of a client: for the guest, if no other client is the writer.
+    fn read_client(&mut self, index: usize) {
+        // Another client may have become the writer, or have filled the buffer, since the poll.
+        if !self.accepts_input(&self.clients[index]) {
+            return;
+        }
+        let has_other = self.has_other_writer(&self.clients[index]);
         let room = match has_other {
             true => MAX_READ,
             false => MAX_READ.min(INPUT_CAPACITY - self.input.len()),
         };
-        if room == 0 {
-            return true;
-        }
         let mut buffer = [0; MAX_READ];
         let client = &mut self.clients[index];
         match client.read(&mut buffer[..room]) {
-            ClientInput::Detached => return false,
-            ClientInput::Nothing | ClientInput::Ended => {}
-            ClientInput::Bytes(_) if has_other => client.inform(),
-            ClientInput::Bytes(bytes) => {
+            [] => {}
+            _ if has_other => client.inform(),
+            bytes => {
                 client.set_writer();
                 self.input.extend(bytes);
                 self.write_input();
             }
         }
-        true
     }
 
     /// Passes input to the serial port, which takes it as the guest does.
@@ -265,18 +311,23 @@ impl Relay {
         let file = match accept(listener) {
             Ok(file) => file,
             Err(error) => {
-                if !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) {
+                let number = error.raw_os_error();
+                if matches!(
+                    number,
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+                ) {
                     self.accept_at = Some(Instant::now() + ACCEPT_PAUSE);
                 }
                 return;
             }
         };
-        let mut client = Client::new(Arc::new(file), self.history.start());
+        let file = Arc::new(file);
         if self.clients.len() < MAX_CLIENTS {
-            self.clients.push(client);
+            self.clients.push(Client::new(file, self.history.start()));
         } else {
+            let mut client = Client::new(file, self.history.end());
             client.notify(&format!("{MAX_CLIENTS} clients are attached; detach one"));
-            let _ = client.write(&self.history);
+            client.write(&self.history);
         }
     }
 
@@ -285,13 +336,16 @@ impl Relay {
         let Source::Pty(files) = &self.source else { return };
         // Each open is one event. A full queue of events has no effect: the first one suffices.
         let _ = (&files.opened).read(&mut [0; CHUNK_SIZE]);
-        let mut polled = [pollfd(files.master.as_raw_fd(), 0)];
+        let mut polled = [pollfd(files.master.as_raw_fd(), libc::POLLIN)];
         poll(&mut polled, Some(Instant::now()));
-        if !self.clients.is_empty() || polled[0].revents & libc::POLLHUP != 0 {
-            return;
+        // A program may have closed it again, and have left input.
+        let is_open = polled[0].revents & libc::POLLHUP == 0 || polled[0].revents & libc::POLLIN != 0;
+        let is_attached = self.clients.first().is_some_and(|client| !client.output_ended());
+        if is_open && !is_attached {
+            self.clients.clear();
+            self.clients
+                .push(Client::new(files.master.clone(), self.history.start()));
         }
-        self.clients
-            .push(Client::new(files.master.clone(), self.history.start()));
     }
 }
 

@@ -40,6 +40,17 @@ impl Fixture {
         }
     }
 
+    /// Console with a pseudoterminal.
+    fn with_terminal() -> Self {
+        let end = SerialEnd::open(&SerialTarget::Pty).unwrap().unwrap();
+        Self {
+            console: end.console().unwrap(),
+            path: PathBuf::new(),
+            end,
+            _directory: scratch::Directory::new(),
+        }
+    }
+
     fn attach(&self) -> UnixStream {
         let client = UnixStream::connect(&self.path).unwrap();
         client.set_read_timeout(Some(LIMIT)).unwrap();
@@ -134,7 +145,7 @@ fn input_of_one_client_at_a_time_reaches_guest() {
     second.write_all(b"lost").unwrap();
     expect(
         &mut second,
-        b"\r\n[mayfly: another client has the input; it is free",
+        b"\r\n[mayfly: another client has the input until it detaches",
     );
     first.write_all(b"again").unwrap();
     assert_eq!(fixture.input(5), b"again");
@@ -156,10 +167,25 @@ fn input_of_detached_client_waits_for_guest() {
     client.set_write_timeout(Some(LIMIT)).unwrap();
     client.write_all(&text).unwrap();
     drop(client);
-    assert!(fixture.input(text.len()) == text);
-    let mut next = fixture.attach();
+    // The guest prints meanwhile, which shows that the client has detached. Input of the next client follows.
+    let mut next = Limited(fixture.attach());
     next.write_all(b"next").unwrap();
+    fixture.print(b"output");
+    expect(&mut next, b"output");
+    assert!(fixture.input(text.len()) == text);
     assert_eq!(fixture.input(4), b"next");
+}
+
+#[test]
+fn input_of_short_clients_keeps_its_order() {
+    let mut fixture = Fixture::new();
+    // Fewer at once than clients can attach.
+    for _ in 0..100 {
+        for byte in b"0123456789" {
+            fixture.attach().write_all(&[*byte]).unwrap();
+        }
+        assert_eq!(fixture.input(10), b"0123456789");
+    }
 }
 
 #[test]
@@ -230,13 +256,7 @@ fn open_terminal(end: &SerialEnd) -> Limited<File> {
 
 #[test]
 fn terminal_is_attached_whenever_program_opens_it() {
-    let end = SerialEnd::open(&SerialTarget::Pty).unwrap().unwrap();
-    let mut fixture = Fixture {
-        console: end.console().unwrap(),
-        path: PathBuf::new(),
-        end,
-        _directory: scratch::Directory::new(),
-    };
+    let mut fixture = Fixture::with_terminal();
     fixture.print(b"one\n");
     let mut terminal = open_terminal(&fixture.end);
     expect(&mut terminal, b"one\n");
@@ -255,4 +275,15 @@ fn terminal_is_attached_whenever_program_opens_it() {
         bytes.extend(byte);
         bytes.ends_with(b"two\n")
     });
+}
+
+#[test]
+fn input_of_closed_terminal_reaches_guest() {
+    let mut fixture = Fixture::with_terminal();
+    for _ in 0..100 {
+        let mut terminal = open_terminal(&fixture.end);
+        terminal.0.write_all(b"key").unwrap();
+        drop(terminal);
+        assert_eq!(fixture.input(3), b"key");
+    }
 }

@@ -91,12 +91,13 @@ impl VmBuilder {
     }
 
     pub fn set_serial(&mut self, target: SerialTarget, limit: Option<Bucket>) -> Result<(), Error> {
-        // The same target stays open: its socket is in use.
-        if target != self.serial.target {
-            let end = SerialEnd::open(&target).map_err(Error::Serial)?;
-            self.serial = SerialSettings { target, end, limit };
-        }
-        self.serial.limit = limit;
+        let has_clients = matches!(target, SerialTarget::Unix(_) | SerialTarget::Pty);
+        // The same target stays open: its socket is in use. A file may be another one now.
+        let end = match target == self.serial.target && has_clients {
+            true => self.serial.end.take(),
+            false => SerialEnd::open(&target).map_err(Error::Serial)?,
+        };
+        self.serial = SerialSettings { target, end, limit };
         Ok(())
     }
 

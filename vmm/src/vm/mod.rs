@@ -338,8 +338,10 @@ impl Vm {
     pub fn finish_output(&mut self) -> Option<output::Error> {
         self.machine().mark_first_output();
         self.machine().discard_output();
+        // The guest may still print, and the end of the console would be an error.
+        let report = lock(self.machine().serial()).output_mut().report();
         self.guard = None;
-        lock(self.machine().serial()).output_mut().report()
+        report
     }
 
     /// Returns the machine.
