@@ -225,7 +225,7 @@ Control the VM from other processes:
                         none)
       --id NAME         name the VM: 1 to 64 letters, digits and hyphens (default anonymous-instance)
 
-Keys of a terminal on stdin: Ctrl-A x ends the VM, Ctrl-A h lists the keys. All other keys go to the guest.
+Keys of a terminal on stdin (--serial stdio): Ctrl-A x ends the VM, Ctrl-A h lists the keys. Others go to the guest.
 
 exit status:
   0     the guest powered off or reset, or the user pressed Ctrl-A x

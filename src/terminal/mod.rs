@@ -22,6 +22,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{c_int, termios};
+use vmm::event_loop::not_ignored;
 use vmm::memory::bus_error;
 
 /// Signals that end a process by default, except those that mayfly waits for, ignores, or uses. SIGBUS has a handler of its own,
@@ -170,6 +171,18 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         restore();
     }
+}
+
+/// Restores the modes before a signal of the user ends the process. mayfly itself waits for these signals, and restores them later.
+///
+/// # Errors
+/// [`Error::Handler`]
+#[allow(dead_code, reason = "mayfly-tools uses it")]
+pub fn restore_at_signals() -> Result<(), Error> {
+    let signals = not_ignored(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT]);
+    signals
+        .into_iter()
+        .try_for_each(|signal| install(signal, handle_fatal, libc::SA_RESETHAND | libc::SA_ONSTACK))
 }
 
 /// Restores the modes from before [`Terminal::enter`], once. Async-signal-safe.

@@ -275,6 +275,10 @@ impl Terminal {
         assert!(status.is_none(), "mayfly has ended: {status:?}");
     }
 
+    pub fn signal(&self, number: libc::c_int) {
+        signal(&self.mayfly, number);
+    }
+
     pub fn press(&mut self, keys: &[u8]) {
         self.master.write_all(keys).unwrap();
     }

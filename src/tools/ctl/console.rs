@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::request::Error;
 use crate::logging::print_message;
 use crate::terminal::escape::{EscapeAction, EscapeFilter};
-use crate::terminal::{InputKind, Terminal};
+use crate::terminal::{self, InputKind, Terminal};
 
 /// Bytes of one read.
 const CHUNK_SIZE: usize = 4096;
@@ -59,8 +59,12 @@ impl Place {
 
     /// Connects to the socket, or opens the terminal.
     fn open(&self) -> io::Result<Connection> {
-        if self.0.metadata()?.file_type().is_socket() {
+        let kind = self.0.metadata()?.file_type();
+        if kind.is_socket() {
             return UnixStream::connect(&self.0).map(Connection::Socket);
+        }
+        if !kind.is_char_device() {
+            return Err(io::Error::other("the file is neither a socket nor a terminal"));
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true).custom_flags(libc::O_NOCTTY);
@@ -102,11 +106,11 @@ pub(super) fn attach(place: &Place) -> Result<Vec<u8>, Error> {
     let terminal = match InputKind::of(io::stdin().as_fd()) {
         InputKind::Terminal => {
             print_message("attached to the console; Ctrl-A d detaches, Ctrl-A h lists the keys");
-            let terminal = Terminal::enter(io::stdin().as_fd());
-            Some(terminal.map_err(|error| place.failed(io::Error::other(error)))?)
+            let entered = terminal::restore_at_signals().and_then(|()| Terminal::enter(io::stdin().as_fd()));
+            Some(entered.map_err(|error| Error::Terminal(Box::new(error)))?)
         }
         // Its input would stop this process.
-        InputKind::Background => return copy_output(&mut output).map_err(|source| place.failed(source)),
+        InputKind::Background => return copy_output(place, &mut output),
         InputKind::File => None,
     };
     let (sender, receiver) = sync_channel(MAX_WAITING);
@@ -116,12 +120,12 @@ pub(super) fn attach(place: &Place) -> Result<Vec<u8>, Error> {
         false => read_file(&sender),
     });
     thread::spawn(move || write_input(&connection, &receiver));
-    let copied = copy_output(&mut output);
+    let copied = copy_output(place, &mut output);
     drop(terminal);
     if has_keys {
         print_message("the console has ended");
     }
-    copied.map_err(|source| place.failed(source))
+    copied
 }
 
 /// Reads keys, and detaches at the escape key. Input that the guest does not take is dropped, as a terminal drops it.
@@ -175,22 +179,24 @@ fn write_input(connection: &Connection, receiver: &Receiver<Vec<u8>>) {
     connection.end_input();
 }
 
-/// Copies the output to stdout, until its end.
-fn copy_output(output: &mut File) -> io::Result<Vec<u8>> {
+/// Copies the output to stdout, until its end or that of the reader of stdout.
+fn copy_output(place: &Place, output: &mut File) -> Result<Vec<u8>, Error> {
     let mut bytes = [0; CHUNK_SIZE];
     let mut stdout = io::stdout().lock();
     loop {
-        match output.read(&mut bytes) {
+        let count = match output.read(&mut bytes) {
             Ok(0) => return Ok(Vec::new()),
-            Ok(count) => {
-                stdout.write_all(&bytes[..count])?;
-                stdout.flush()?;
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             // The VM has ended: its side of the terminal is closed, or it has not read all input.
             Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(Vec::new()),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(Vec::new()),
-            Err(error) => return Err(error),
+            Err(error) => return Err(place.failed(error)),
+        };
+        let printed = stdout.write_all(&bytes[..count]).and_then(|()| stdout.flush());
+        match printed {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(Vec::new()),
+            result => result.map_err(Error::Stdout)?,
         }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::args::RequestBody;
 use crate::printable::printable;
+use crate::terminal;
 
 /// Maximum body read from stdin, in bytes.
 pub(super) const MAX_STDIN: u64 = 16 << 20;
@@ -88,6 +89,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The terminal of the user cannot be used.
+    #[error("cannot attach this terminal to the console; redirect stdin")]
+    Terminal(#[source] Box<terminal::Error>),
+    /// The output cannot be printed.
+    #[error("cannot write the output of the console to stdout")]
+    Stdout(#[source] io::Error),
     /// The connection of a debugger has failed.
     #[error("cannot {operation} for gdb")]
     Gdb {
