@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -107,13 +108,19 @@ pub fn take_listener(number: RawFd, path: &Path) -> Result<UnixListener, Error> 
     let listener = UnixListener::from(descriptor);
     let address = listener.local_addr().map_err(not_listening)?;
     let inherited = address.as_pathname().unwrap_or(Path::new(""));
-    if inherited != path {
+    if !is_same_file(inherited, path) {
         return Err(Error::OtherPath {
             path: path.to_owned(),
             inherited: inherited.to_owned(),
         });
     }
     Ok(listener)
+}
+
+/// Returns true if both paths, of which links may be parts, name one file.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino())).ok();
+    identity(one).is_some() && identity(one) == identity(other)
 }
 
 /// Returns the numbers of the descriptors with `name` that systemd has passed to the process `pid`, by the values of `LISTEN_PID`,
