@@ -18,6 +18,7 @@
 //! | [`kvm`] | access to KVM, memory slots, kicks |
 //! | [`identity`] | generation ID and randomness of each boot and load |
 //! | [`timeline`] | record of the phases of the start |
+//! | [`sampling`] | samples of the guest's execution |
 //! | [`cancellation`] | cancellation of an operation by another thread |
 //! | [`channel`] | messages between threads |
 //! | [`private_socket`] | Unix sockets for this user alone |
@@ -88,6 +89,7 @@ pub mod machine;
 pub mod memory;
 pub mod persistence;
 pub mod private_socket;
+pub mod sampling;
 pub mod timeline;
 pub mod vcpu;
 pub mod vm;

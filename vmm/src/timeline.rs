@@ -1,10 +1,12 @@
-//! Duration of each phase of a start.
+//! Duration of each phase of a start, and the samples of the guest on the same time axis.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use devices::lock;
+
+use crate::sampling::{SampleSettings, Sampler};
 
 /// Thread of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +37,8 @@ pub struct Timeline {
     /// Nanoseconds from `started_at` to the start of the timeline that [`spans`](Self::spans) returns.
     origin: AtomicU64,
     spans: Option<Mutex<Vec<Span>>>,
+    /// `None` without a profile.
+    sampler: Option<Box<Sampler>>,
 }
 
 impl Timeline {
@@ -44,7 +48,22 @@ impl Timeline {
             started_at,
             origin: AtomicU64::new(0),
             spans: enabled.then(|| Mutex::new(Vec::with_capacity(32))),
+            sampler: None,
         }
+    }
+
+    /// Adds a sampler: vCPU threads that start afterwards sample the guest.
+    #[must_use]
+    pub fn with_sampler(self, settings: SampleSettings) -> Self {
+        Self {
+            sampler: Some(Box::new(Sampler::new(settings, self.started_at))),
+            ..self
+        }
+    }
+
+    /// Returns the sampler; `None` without a profile.
+    pub fn sampler(&self) -> Option<&Sampler> {
+        self.sampler.as_deref()
     }
 
     /// Runs `phase` and records its duration.

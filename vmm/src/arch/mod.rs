@@ -23,7 +23,7 @@
 //! | requests | `request_shutdown` | false without a device for it |
 //! | cores | [`CoreState`] | registers and page tables of a saved vCPU, for an ELF core |
 //! | debugger | [`DebugCpu`] | registers in gdb's order, page tables, debug registers |
-//! | reports | `status`, `instruction`, `return_addresses`, `unclaimed_io`, `input_metrics`, `has_hardware_virtualization`, `emulation_hint` | zeros for what the architecture lacks |
+//! | reports | `status`, `instruction`, `stack`, `unclaimed_io`, `input_metrics`, `has_hardware_virtualization`, `emulation_hint` | zeros for what the architecture lacks |
 //!
 //! Other places name each architecture: [`Architecture`] with its number in the header of state files (`snapshot`), [`AddressLayout`] and
 //! settings of the user (`config`), image formats and their machine numbers (`boot`), options of the command line (`src/cli/args`), and
@@ -57,6 +57,7 @@ use crate::kvm::{self, Kick, RunPage};
 /// | module | contents |
 /// |---|---|
 /// | `cache` | caches of instructions |
+/// | `call` | call instructions |
 /// | `clock` | counters of the timers in a snapshot |
 /// | `core_state` | state of vCPUs for an ELF core |
 /// | `debug` | registers, breakpoints and probe of a debugger |
@@ -76,6 +77,7 @@ use crate::kvm::{self, Kick, RunPage};
 pub mod aarch64 {
     #[cfg(target_arch = "aarch64")]
     pub mod cache;
+    pub mod call;
     #[cfg(target_arch = "aarch64")]
     pub mod clock;
     pub mod core_state;
@@ -116,6 +118,7 @@ pub use debug::{
     TRANSLATION_UNIT, register_range, target_description,
 };
 pub use exit::{ExitKind, IoAccess, NativeExit};
+pub use frames::CpuStack;
 pub use mappings::{Error as MappingError, MAX_MAPPINGS, Mapping, Mappings};
 
 #[cfg(target_arch = "aarch64")]
@@ -583,7 +586,7 @@ pub trait Cpu {
     /// Returns the instruction pointer and the bytes at that address, for error reports.
     fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>);
 
-    /// Returns the return addresses of the innermost functions by their frame pointers, for error reports. Code without frame pointers
-    /// may use their register for something else.
-    fn return_addresses(vcpu: &VcpuFd, memory: &GuestMemory) -> Vec<u64>;
+    /// Returns the innermost functions, with at most `limit` return addresses by frame pointers, for error reports and samples. Code
+    /// without frame pointers may use their register for something else. `None` if the registers cannot be read.
+    fn stack(vcpu: &VcpuFd, memory: &GuestMemory, limit: usize) -> Option<CpuStack>;
 }

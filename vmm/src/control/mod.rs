@@ -702,6 +702,11 @@ impl Control {
         }
     }
 
+    /// Returns the timeline of the VM.
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
     /// Returns the VM once it has been started.
     pub fn vm(&self) -> Option<&Vm> {
         match &self.instance {

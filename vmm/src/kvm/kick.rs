@@ -4,11 +4,14 @@
 //! before `KVM_RUN` is not lost: the call returns at once. The vCPU thread clears the flag before it checks for work,
 //! so that a kick after the check ends the next `KVM_RUN`. What the kicking thread stored before the signal is visible to the check: the
 //! kernel holds a lock of the thread when it sends and when it delivers a signal.
+//!
+//! The timer of a profile sends the same signal: the flush of pending work blocks that alone, see `vcpu::pre_entry`.
 
 use std::cell::Cell;
 use std::io;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kvm_bindings::kvm_run;
@@ -22,6 +25,8 @@ thread_local! {
     static RUN_PAGE: Cell<*mut kvm_run> = const { Cell::new(ptr::null_mut()) };
     /// Thread ID of this thread, or 0 if no kick is bound to it.
     static THREAD: Cell<i32> = const { Cell::new(0) };
+    /// Periods of the sample timer that have ended since the last sample. Atomic for the signal handler alone.
+    static PERIODS: AtomicU32 = const { AtomicU32::new(0) };
 }
 
 /// Returns the number of the kick signal.
@@ -29,14 +34,37 @@ pub(crate) fn signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
-extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+/// Begin of `siginfo_t` for a signal of a timer, asm-generic/siginfo.h.
+#[repr(C)]
+struct TimerSignal {
+    signal: libc::c_int,
+    error: libc::c_int,
+    code: libc::c_int,
+    /// The union that follows holds pointers.
+    padding: libc::c_int,
+    timer: libc::c_int,
+    overrun: libc::c_int,
+}
+
+extern "C" fn on_kick(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let page = RUN_PAGE.get();
     if !page.is_null() {
+        // SAFETY: the kernel passes a valid structure to a handler with SA_SIGINFO, which begins with the fields of `TimerSignal`.
+        let info = unsafe { &*info.cast::<TimerSignal>() };
+        if info.code == libc::SI_TIMER {
+            let ended = 1_u32.saturating_add(u32::try_from(info.overrun).unwrap_or(0));
+            PERIODS.with(|periods| periods.fetch_add(ended, Ordering::Relaxed));
+        }
         // SAFETY: the page is mapped while RUN_PAGE is set, and the handler runs on the thread that set it.
         let flag = unsafe { &raw mut (*page).immediate_exit };
         // SAFETY: the pointer is valid as above; the write is volatile because the kernel reads the byte.
         unsafe { flag.write_volatile(1) };
     }
+}
+
+/// Takes the number of periods of the sample timer of this thread that have ended since the last call.
+pub(crate) fn take_periods() -> u32 {
+    PERIODS.with(|periods| periods.swap(0, Ordering::Relaxed))
 }
 
 /// Installs the signal handler. Must be called once per process.

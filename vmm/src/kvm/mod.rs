@@ -3,6 +3,7 @@
 pub mod kick;
 mod kick_target;
 pub mod run_page;
+pub(crate) mod sample_timer;
 pub mod slots;
 pub(crate) mod statistics;
 

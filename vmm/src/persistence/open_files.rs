@@ -29,6 +29,8 @@ pub enum FileRole {
     Metrics,
     /// Destination of the trace of the start.
     Trace,
+    /// Destination of the profile of the guest.
+    Profile,
 }
 
 impl fmt::Display for FileRole {
@@ -42,6 +44,7 @@ impl fmt::Display for FileRole {
             Self::Log => formatter.write_str("the log"),
             Self::Metrics => formatter.write_str("the metrics file"),
             Self::Trace => formatter.write_str("the trace"),
+            Self::Profile => formatter.write_str("the profile"),
         }
     }
 }
@@ -71,7 +74,7 @@ impl OpenFile {
 pub(super) struct OpenFiles(Vec<OpenFile>);
 
 impl OpenFiles {
-    /// Lists the open files of the VM beside those of its `process`: log, metrics and trace.
+    /// Lists the open files of the VM beside those of its `process`: log, metrics, trace and profile.
     pub fn list(vm: &VmCore, process: &[OpenFile]) -> Self {
         let mut files = process.to_vec();
         let mut add = |role, identity: Option<FileIdentity>| {

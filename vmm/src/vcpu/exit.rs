@@ -285,6 +285,17 @@ pub enum VcpuError {
         #[source]
         source: io::Error,
     },
+    /// The timer of the samples cannot be started.
+    #[error(
+        "cannot sample vCPU {id}: its thread gets no timer; raise the limit of pending signals (ulimit -i), or run without a profile"
+    )]
+    Sample {
+        /// Number of the vCPU.
+        id: u8,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
     /// The thread cannot be started.
     #[error("cannot start the thread of vCPU {id}")]
     Thread {
@@ -350,7 +361,7 @@ impl VcpuError {
             | Self::Memory { at }
             | Self::Run { at, .. }
             | Self::Exit { at, .. } => Some(at),
-            Self::Prepare { .. } | Self::Restrict { .. } | Self::Thread { .. } => None,
+            Self::Prepare { .. } | Self::Restrict { .. } | Self::Sample { .. } | Self::Thread { .. } => None,
         }
     }
 }

@@ -22,12 +22,17 @@ use crate::arch::{Cpu, CpuRestore, CpuStatus, DebugControl, DebugCpu, Native, Pl
 use crate::channel::{Receiver, Sender};
 use crate::config::{CpuFeatures, CpuTopology};
 use crate::identity::PendingRecord;
-use crate::kvm::{self, Kick, RunPage};
+use crate::kvm::kick::take_periods;
+use crate::kvm::{self, Kick, RunPage, sample_timer};
+use crate::sampling::{MAX_ADDRESSES, SampledInstruction, Sampler};
 use crate::timeline::{Lane, Timeline};
 
 type Profile = <NativeCpu as Cpu>::Profile;
 type Entry = <NativeCpu as Cpu>::Entry;
 type Features = <NativeCpu as Cpu>::Features;
+
+/// Maximum number of return addresses in the report of a crash.
+const MAX_CALLERS: usize = 32;
 
 /// Maximum calls of KVM_RUN to flush the pending work of a vCPU: each of the 256 interrupt vectors can cause one exit.
 const MAX_FLUSH_RUNS: usize = 256;
@@ -258,6 +263,11 @@ impl VcpuRunner {
         if std::mem::replace(is_restricted, true) {
             return Ok(());
         }
+        if let Some(sampler) = self.shared.timeline.sampler() {
+            // The role lacks the calls.
+            let started = sample_timer::start(sampler.settings().period());
+            started.map_err(|source| VcpuError::Sample { id: self.id, source })?;
+        }
         let enter = || ThreadRole::Vcpu.enter();
         let entered = self
             .shared
@@ -419,6 +429,9 @@ impl VcpuRunner {
         match errno {
             libc::EINTR | libc::EAGAIN => {
                 RunPage::of(vcpu).clear_immediate_exit();
+                if let Some(sampler) = self.shared.timeline.sampler() {
+                    self.sample(vcpu, start, sampler);
+                }
                 Ok(())
             }
             libc::EFAULT => Err(StopReason::Fault(VcpuError::Memory {
@@ -438,10 +451,30 @@ impl VcpuRunner {
             vcpu: self.id,
             ip,
             bytes,
-            callers: NativeCpu::return_addresses(vcpu, &start.memory),
+            callers: NativeCpu::stack(vcpu, &start.memory, MAX_CALLERS)
+                .map(|stack| stack.callers)
+                .unwrap_or_default(),
             symbol: None,
             backtrace: None,
         })
+    }
+
+    /// Adds a sample of the guest to `sampler` if the timer of this thread has expired.
+    #[inline(never)]
+    fn sample(&self, vcpu: &VcpuFd, start: &StartContext, sampler: &Sampler) {
+        let periods = take_periods();
+        if periods == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let stack = NativeCpu::stack(vcpu, &start.memory, MAX_ADDRESSES - 2).unwrap_or_default();
+        let mut addresses = vec![stack.ip, stack.link.unwrap_or(0)];
+        addresses.extend(stack.callers);
+        sampler.add(self.id, now, &addresses, periods);
+        if sampler.needs_instruction() {
+            let (ip, bytes) = NativeCpu::instruction(vcpu, &start.memory);
+            sampler.add_instruction(SampledInstruction { ip, bytes });
+        }
     }
 
     #[inline(never)]

@@ -23,7 +23,7 @@ use super::settings::{self, Settings};
 use super::vcpu::{self, EntryState};
 use super::vcpu_state::VcpuState;
 use crate::arch::{
-    AttachContext, BootInputs, Cpu, CpuRestore, CpuStatus, Error, ExitKind, InputMetrics, LoadPlan,
+    AttachContext, BootInputs, Cpu, CpuRestore, CpuStack, CpuStatus, Error, ExitKind, InputMetrics, LoadPlan,
     MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
@@ -464,7 +464,7 @@ impl Cpu for Aarch64 {
         vcpu::instruction(vcpu, memory)
     }
 
-    fn return_addresses(vcpu: &VcpuFd, memory: &GuestMemory) -> Vec<u64> {
-        vcpu::return_addresses(vcpu, memory)
+    fn stack(vcpu: &VcpuFd, memory: &GuestMemory, limit: usize) -> Option<CpuStack> {
+        vcpu::stack(vcpu, memory, limit)
     }
 }

@@ -9,16 +9,19 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use snapshot::GuestMemory;
 use vm_memory::GuestAddress;
 
+use super::call::ends_with_call;
 use super::paging::Paging;
 use super::registers::{
     PC, PSTATE, SCTLR_EL1, TCR_EL1, TTBR0_EL1, TTBR1_EL1, VECTOR_LENGTHS, X0, core_register, system_register,
 };
-use crate::arch::{self, CpuStatus, frames};
+use crate::arch::frames::{CpuStack, StackReader};
+use crate::arch::{self, CpuStatus};
 use crate::config::{CpuFeatures, VectorLengths};
 use crate::kvm::{Error, failed};
 use crate::memory::try_read;
 
 const X29: u64 = core_register(58);
+const X30: u64 = core_register(60);
 
 /// System registers by op0, op1, CRn, CRm and op2.
 const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
@@ -167,17 +170,22 @@ pub fn instruction(vcpu: &VcpuFd, memory: &GuestMemory) -> (u64, Vec<u8>) {
     (pc, bytes)
 }
 
-/// Returns the return addresses of the innermost functions by their frame pointers, in X29.
-pub fn return_addresses(vcpu: &VcpuFd, memory: &GuestMemory) -> Vec<u64> {
-    let (Ok(pointer), Ok(paging)) = (get(vcpu, X29), paging(vcpu)) else {
-        return Vec::new();
+/// Returns the innermost functions, with at most `limit` return addresses by frame pointers, in X29. A function without a frame has its
+/// return address in X30.
+pub fn stack(vcpu: &VcpuFd, memory: &GuestMemory, limit: usize) -> Option<CpuStack> {
+    let mut stack = CpuStack {
+        ip: get(vcpu, PC).ok()?,
+        ..CpuStack::default()
     };
-    let mut addresses =
-        frames::return_addresses(pointer, memory, |address| paging.translate(memory, address));
-    addresses
-        .iter_mut()
-        .for_each(|address| *address = without_code(*address));
-    addresses
+    if let (Ok(pointer), Ok(link), Ok(paging)) = (get(vcpu, X29), get(vcpu, X30), paging(vcpu)) {
+        let reader = StackReader::new(memory, |address| paging.translate(memory, address));
+        let link = without_code(link);
+        let is_call = reader.code_before(link).is_some_and(ends_with_call);
+        stack.link = is_call.then_some(link);
+        let addresses = reader.return_addresses(pointer, limit);
+        stack.callers.extend(addresses.map(without_code));
+    }
+    Some(stack)
 }
 
 /// Returns a return address without its pointer authentication code, which takes the bits above 48 bits of the address, bit 55 aside.

@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`boot_data`] | boot parameters, start info, ACPI and MP tables |
+//! | `call` | call instructions |
 //! | [`clock`] | kvmclock in a snapshot |
 //! | [`cpuid`], [`msr`] | features and model-specific registers of the vCPUs |
 //! | [`debug`] | registers, breakpoints and probe of a debugger |
@@ -19,6 +20,7 @@
 //! | [`vcpu_state`] | state of vCPUs in a snapshot |
 
 pub mod boot_data;
+mod call;
 pub mod clock;
 pub mod cpuid;
 pub mod debug;

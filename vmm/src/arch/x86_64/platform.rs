@@ -33,10 +33,11 @@ use super::layout::Layout;
 use super::paging::Paging;
 use super::ports::{self, PortWidth};
 use super::vcpu_state::VcpuState;
-use super::{cpuid, layout, msr, native_limits, settings};
+use super::{call, cpuid, layout, msr, native_limits, settings};
+use crate::arch::frames::{CpuStack, StackReader};
 use crate::arch::{
     AttachContext, BootInputs, Cpu, CpuRestore, CpuStatus, Error, EventSource, ExitKind, InputMetrics,
-    LoadPlan, MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu, frames,
+    LoadPlan, MmioDeviceInfo, NativeExit, Platform, SharedSource, UNBACKED_HINT, create_vcpu,
 };
 use crate::boot::{Image, Protocol};
 use crate::config::{
@@ -582,16 +583,24 @@ impl Cpu for X86_64 {
         (regs.rip, bytes)
     }
 
-    fn return_addresses(vcpu: &VcpuFd, memory: &GuestMemory) -> Vec<u64> {
-        let (Ok(regs), Ok(sregs)) = (vcpu.get_regs(), vcpu.get_sregs()) else {
-            return Vec::new();
+    fn stack(vcpu: &VcpuFd, memory: &GuestMemory, limit: usize) -> Option<CpuStack> {
+        let (regs, sregs) = (vcpu.get_regs().ok()?, vcpu.get_sregs().ok()?);
+        let mut stack = CpuStack {
+            ip: regs.rip,
+            ..CpuStack::default()
         };
         // Frames of code for 32 bits have another layout.
-        if sregs.cs.l == 0 {
-            return Vec::new();
+        if sregs.cs.l != 0 {
+            let paging = Paging::from(&sregs);
+            let mut reader = StackReader::new(memory, |address| paging.translate(memory, address));
+            let word = Some(regs.rsp).filter(|rsp| rsp.is_multiple_of(8));
+            stack.link = word.and_then(|rsp| reader.word(rsp)).filter(|link| {
+                let code = || reader.code_before(*link);
+                call::is_near(*link, regs.rip) && code().is_some_and(call::ends_with_call)
+            });
+            stack.callers.extend(reader.return_addresses(regs.rbp, limit));
         }
-        let paging = Paging::from(&sregs);
-        frames::return_addresses(regs.rbp, memory, |address| paging.translate(memory, address))
+        Some(stack)
     }
 }
 
