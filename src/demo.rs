@@ -38,13 +38,13 @@ pub fn demo(started_at: Instant, exec: Duration) -> Result<u8, Error> {
         .map_err(Error::Image)?;
     let mut config = VmConfig::new("demo".into());
     config.cmdline = "demo -- hello from the command line".into();
-    let (end, _) = session::start_and_wait(session::new_control(&timeline), None, None, |control| {
+    let ended = session::start_and_wait(session::new_control(&timeline), None, None, |control| {
         control.configure(config, image, None)?;
         control.start()?;
         Ok(())
     })?;
     print_measurements(&timeline, before);
-    Ok(session::exit_status(&end, OptionSet::None))
+    Ok(session::exit_status(&ended.reason, OptionSet::None))
 }
 
 /// Prints the measured times with their meaning. `before` is the time of the process before the first measurement.

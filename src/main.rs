@@ -9,6 +9,7 @@
 //! | `shell` | a VM that is made before its snapshot is known |
 //! | `session` | their VM from its start to its end |
 //! | `crash` | report of a crash of the guest |
+//! | `profile` | samples of the guest by function |
 //! | `snapshot`, `inspect` | the commands without a VM |
 //! | `vm_client` | snapshots of a running VM by its API |
 //! | `sibling` | the commands of the programs mayfly-standby and mayfly-tools |
@@ -31,6 +32,7 @@ mod logging;
 mod output;
 mod printable;
 mod process;
+mod profile;
 mod restore;
 mod run;
 mod serve;

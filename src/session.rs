@@ -1,7 +1,8 @@
 //! A VM of this process from its start to its end: API socket, signals, console, event loop and exit status.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
+use std::iter;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::crash;
 use crate::filters::{self, FileRules};
 use crate::logging::{ProcessLog, print_message};
 use crate::process;
+use crate::profile::Profile;
 use crate::shell::ClientError as ShellError;
 use crate::terminal::console;
 use crate::timings;
@@ -102,6 +104,15 @@ pub enum Error {
     #[error("cannot write the trace to {}; name a writable file", path.display())]
     Trace {
         /// Path of the trace.
+        path: PathBuf,
+        /// Error of the system call.
+        #[source]
+        source: io::Error,
+    },
+    /// The profile cannot be written.
+    #[error("cannot write the profile to {}; name a writable file", path.display())]
+    Profile {
+        /// Path of the profile.
         path: PathBuf,
         /// Error of the system call.
         #[source]
@@ -204,12 +215,13 @@ fn api_options(session: &SessionArgs) -> Option<ApiOptions<'_>> {
     })
 }
 
-/// API, timeline and trace of a VM.
+/// API, timeline, trace and profile of a VM.
 pub struct SessionSetup {
     api: Option<Api>,
     timeline: Arc<Timeline>,
     timings: bool,
-    trace: Option<Trace>,
+    trace: Option<Output>,
+    profile: Option<Output>,
     suspend: SuspendArgs,
     crash_directory: Option<PathBuf>,
     debug: Option<DebugSettings>,
@@ -248,7 +260,11 @@ impl SessionSetup {
         filters::set_up(&session.isolation, files).map_err(Error::Filters)?;
         let debug = open_debugger(&session.debug)?;
         let recorded = session.timings || session.trace.is_some() || api_options(&session).is_some();
-        let setup = Self::prepare_with(session, Arc::new(Timeline::new(started_at, recorded)))?;
+        let mut timeline = Timeline::new(started_at, recorded);
+        if session.profile.path.is_some() {
+            timeline = timeline.with_sampler(session.profile.settings(session.trace.is_some()));
+        }
+        let setup = Self::prepare_with(session, Arc::new(timeline))?;
         Ok(Self { debug, ..setup })
     }
 
@@ -258,17 +274,24 @@ impl SessionSetup {
     /// As of [`prepare`](Self::prepare).
     pub fn prepare_with(session: SessionArgs, timeline: Arc<Timeline>) -> Result<Self, Error> {
         // Before the guest runs: a wrong path must not cost a run. Before signals are blocked: opening a FIFO may block.
-        let trace = session.trace.clone().map(Trace::create).transpose()?;
+        let failed = |path, source| Error::Trace { path, source };
+        let trace = Output::create(session.trace.as_ref(), failed)?;
+        let failed = |path, source| Error::Profile { path, source };
+        let profile = Output::create(session.profile.path.as_ref(), failed)?;
         let mut api = api_options(&session).map(open_api).transpose()?;
-        if let (Some(api), Some(trace)) = (&mut api, &trace) {
-            let file = OpenFile::new(FileRole::Trace, &trace.file);
-            file.into_iter().for_each(|file| api.keep_file(file));
+        let outputs = [(FileRole::Trace, &trace), (FileRole::Profile, &profile)];
+        for (role, output) in outputs {
+            if let (Some(api), Some(output)) = (&mut api, output) {
+                let file = OpenFile::new(role, &output.file);
+                file.into_iter().for_each(|file| api.keep_file(file));
+            }
         }
         Ok(Self {
             api,
             timeline,
             timings: session.timings,
             trace,
+            profile,
             suspend: session.suspend,
             crash_directory: session.crash_directory,
             debug: None,
@@ -285,7 +308,7 @@ impl SessionSetup {
     /// time of the process before its first measurement; `options` are those of the command.
     ///
     /// # Errors
-    /// [`Error`] if the VM cannot start, the event loop fails, or the trace cannot be written.
+    /// [`Error`] if the VM cannot start, the event loop fails, or trace or profile cannot be written.
     pub fn run(
         self,
         exec: Duration,
@@ -317,19 +340,30 @@ impl SessionSetup {
         if let Some(debug) = self.debug {
             control.set_debugger(debug);
         }
-        let (end, unclaimed) = start_and_wait(control, self.api, owner, start)?;
+        let Ended {
+            reason,
+            ports,
+            addresses,
+            profile,
+        } = start_and_wait(control, self.api, owner, start)?;
         let spans = self.timeline.spans();
         if self.timings {
             print_message(timings::table(exec, &spans).trim_end());
-            let Unclaimed { ports, addresses } = unclaimed;
             print_message(&format!(
                 "unclaimed accesses: {ports} to ports, {addresses} to addresses"
             ));
         }
-        if let Some(trace) = self.trace {
-            trace.write(exec, &spans)?;
+        if let (Some(output), Some(profile)) = (self.profile, &profile) {
+            write_profile(output, profile)?;
         }
-        Ok(end)
+        match (self.trace, &profile) {
+            (None, _) => {}
+            (Some(trace), None) => {
+                trace.write(|out| timings::write_trace(out, exec, &spans, &mut iter::empty()))?;
+            }
+            (Some(trace), Some(profile)) => write_sampled_trace(trace, exec, &spans, profile)?,
+        }
+        Ok(reason)
     }
 }
 
@@ -414,33 +448,72 @@ fn open_api(options: ApiOptions<'_>) -> Result<Api, Error> {
     options.open().map_err(|error| Error::Api(Box::new(error)))
 }
 
-/// File for a trace.
-struct Trace {
+/// File that is written at the end of the VM.
+struct Output {
     path: PathBuf,
     file: File,
+    /// Returns the error of the file.
+    failed: fn(PathBuf, io::Error) -> Error,
 }
 
-impl Trace {
-    fn create(path: PathBuf) -> Result<Self, Error> {
+impl Output {
+    /// Creates the file at `path`, if there is a path.
+    fn create(
+        path: Option<&PathBuf>,
+        failed: fn(PathBuf, io::Error) -> Error,
+    ) -> Result<Option<Self>, Error> {
+        let Some(path) = path.cloned() else {
+            return Ok(None);
+        };
         match File::create(&path) {
-            Ok(file) => Ok(Self { path, file }),
-            Err(source) => Err(Error::Trace { path, source }),
+            Ok(file) => Ok(Some(Self { path, file, failed })),
+            Err(source) => Err(failed(path, source)),
         }
     }
 
-    fn write(mut self, exec: Duration, spans: &[Span]) -> Result<(), Error> {
-        let written = self.file.write_all(timings::trace(exec, spans).as_bytes());
-        written.map_err(|source| Error::Trace {
-            path: self.path,
-            source,
-        })
+    fn write(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
+        let mut out = BufWriter::new(self.file);
+        let written = write(&mut out).and_then(|()| out.flush());
+        written.map_err(|source| (self.failed)(self.path, source))
     }
 }
 
-/// Numbers of unclaimed accesses. A guest that does not find its devices has many.
-pub struct Unclaimed {
+/// Writes the profile and prints a summary of it.
+#[inline(never)]
+fn write_profile(output: Output, profile: &Profile) -> Result<(), Error> {
+    let path = output.path.display().to_string();
+    output.write(|out| profile.write_folded(out))?;
+    print_message(&format!("profile in {path}: {}", profile.summary()));
+    Ok(())
+}
+
+/// Writes a trace with the samples beside the phases.
+#[inline(never)]
+fn write_sampled_trace(
+    trace: Output,
+    exec: Duration,
+    spans: &[Span],
+    profile: &Profile,
+) -> Result<(), Error> {
+    let (mut events, dropped) = profile.events(exec);
+    trace.write(|out| timings::write_trace(out, exec, spans, &mut events))?;
+    if dropped > 0 {
+        print_message(&format!(
+            "warning: the trace lacks {dropped} samples or slices, which exceed its limits; the profile has them"
+        ));
+    }
+    Ok(())
+}
+
+/// End of a VM.
+pub struct Ended {
+    /// Reason.
+    pub reason: ExitReason,
+    /// Number of unclaimed accesses to ports. A guest that does not find its devices has many.
     ports: u64,
+    /// Number of unclaimed accesses to addresses.
     addresses: u64,
+    profile: Option<Profile>,
 }
 
 /// Returns a VM without configuration, with stdin and stdout as its serial console.
@@ -457,7 +530,7 @@ pub fn start_and_wait(
     mut api: Option<Api>,
     owner: Option<BorrowedFd<'_>>,
     start: impl FnOnce(&mut Control) -> Result<(), StartError>,
-) -> Result<(ExitReason, Unclaimed), Error> {
+) -> Result<Ended, Error> {
     // Before any thread starts: threads inherit the mask, and the event loop must receive the signals.
     let signals = block_signals()?;
     bus_error::set_exit_status(FAULT);
@@ -466,13 +539,19 @@ pub fn start_and_wait(
         StartError::Load(error) => Error::Load(error),
     })?;
     let service = api.as_mut().map(|api| api as &mut dyn Service);
-    let mut end = event_loop::run(&mut control, service, &signals, owner).map_err(Error::Vm)?;
+    let mut reason = event_loop::run(&mut control, service, &signals, owner).map_err(Error::Vm)?;
     if let Some(api) = &mut api {
         api.finish(&control);
     }
-    crash::report(&mut control, &mut end);
+    crash::report(&mut control, &mut reason);
+    let profile = Profile::take(&control);
     let (ports, addresses) = shut_down(control);
-    Ok((end, Unclaimed { ports, addresses }))
+    Ok(Ended {
+        reason,
+        ports,
+        addresses,
+        profile,
+    })
 }
 
 /// Blocks the signals that end a VM and returns them. They stay pending until the event loop reads them.
@@ -530,7 +609,9 @@ pub fn exit_status(end: &ExitReason, options: OptionSet) -> u8 {
             print_backtrace(fault.location());
             match fault {
                 // The guest has not run.
-                VcpuError::Prepare { .. } | VcpuError::Restrict { .. } => process::FAILURE,
+                VcpuError::Prepare { .. } | VcpuError::Restrict { .. } | VcpuError::Sample { .. } => {
+                    process::FAILURE
+                }
                 _ => FAULT,
             }
         }

@@ -1,10 +1,11 @@
 //! The phases of a start as a table and as a trace.
 
 use std::fmt::Write as _;
+use std::io::{self, Write};
 use std::iter;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vmm::timeline::{Lane, Span};
 
 /// Formats the phases as a table. `exec` is the processor time of the process before `main`: that of the kernel and the C library.
@@ -42,8 +43,28 @@ fn lane(lane: Lane) -> String {
     }
 }
 
-/// Formats the phases in the Trace Event Format, which Perfetto reads.
-pub fn trace(exec: Duration, spans: &[Span]) -> String {
+/// Writes the phases and `others` in the Trace Event Format, which Perfetto reads.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_trace(
+    out: &mut dyn Write,
+    exec: Duration,
+    spans: &[Span],
+    others: &mut dyn Iterator<Item = String>,
+) -> io::Result<()> {
+    let mut separator = "{\"displayTimeUnit\":\"ns\",\"traceEvents\":[";
+    for event in phase_events(exec, spans) {
+        write!(out, "{separator}{event}")?;
+        separator = ",\n";
+    }
+    for event in others {
+        write!(out, "{separator}{event}")?;
+    }
+    out.write_all(b"]}\n")
+}
+
+fn phase_events(exec: Duration, spans: &[Span]) -> Vec<Value> {
     let thread = |lane| match lane {
         Lane::Main => 0,
         Lane::Vcpu(id) => u32::from(id) + 1,
@@ -66,8 +87,7 @@ pub fn trace(exec: Duration, spans: &[Span]) -> String {
         }
         event
     }));
-    let trace = json!({"displayTimeUnit": "ns", "traceEvents": events});
-    format!("{trace}\n")
+    events
 }
 
 #[cfg(test)]
@@ -76,7 +96,7 @@ mod tests {
 
     use vmm::timeline::{Lane, Span};
 
-    use super::{table, trace};
+    use super::{table, write_trace};
 
     fn spans() -> [Span; 2] {
         let span = |name, lane, start, length| Span {
@@ -102,9 +122,12 @@ mod tests {
 
     #[test]
     fn trace_is_in_trace_event_format() {
-        let trace: serde_json::Value =
-            serde_json::from_str(&trace(Duration::from_micros(100), &spans())).unwrap();
+        let mut text = Vec::new();
+        let mut others = [serde_json::json!({"name": "other"}).to_string()].into_iter();
+        write_trace(&mut text, Duration::from_micros(100), &spans(), &mut others).unwrap();
+        let trace: serde_json::Value = serde_json::from_slice(&text).unwrap();
         let events = trace["traceEvents"].as_array().unwrap();
+        assert_eq!(events.last().unwrap()["name"], "other");
         let find = |name: &str| events.iter().find(|event| event["name"] == name).unwrap();
         assert_eq!(find("create VM")["ph"], "X");
         assert_eq!(find("create VM")["dur"], 120.0);

@@ -208,6 +208,9 @@ Attach devices; repeat these options for more, up to 18 devices:
 Measure:
       --timings         print the length of each phase on stderr, from exec to the first exit and output of the guest
       --trace FILE      write the phases to FILE as a Chrome trace; open it in https://ui.perfetto.dev
+      --profile FILE    sample the functions of the guest, and write their stacks to FILE at the end of the VM, and to
+                        the trace (docs/profiling.md; default none)
+      --hz N            take N samples per second of processor time of a vCPU, 1 to 1000 (default 99)
 
 Log:
       --log-level LEVEL log messages of this level and above: off, error, warning, info, debug or trace (default
@@ -411,8 +414,8 @@ Prefetch a working set, the pages that a guest touches first:
     debug_options!(),
     "\
 Further options:
-      --timings, --trace FILE, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH, --allow DIR,
-      --no-seccomp, --seccomp-filter FILE, --keep-capabilities
+      --timings, --trace FILE, --profile FILE, --hz N, --api-sock PATH, --id NAME, --log-level LEVEL, --log-file PATH,
+      --allow DIR, --no-seccomp, --seccomp-filter FILE, --keep-capabilities
                         as in mayfly run
 
 A snapshot loads on hosts with the same architecture and processor; mayfly snapshot-info DIR shows both. Its disks and

@@ -4,10 +4,9 @@
 //! |---|---|
 //! | `symbols` | symbols of an ELF image |
 
-mod symbols;
+pub mod symbols;
 
 use std::fmt::Write as _;
-use std::fs::File;
 
 use vmm::boot::file::RegularFile;
 use vmm::control::Control;
@@ -34,39 +33,39 @@ pub fn report(control: &mut Control, end: &mut ExitReason) {
     }
 }
 
-/// Finds the symbols of the instruction pointer and of the callers. Returns none if the image cannot be used.
-fn find_symbols(vm: &Vm, at: &Location) -> Vec<Option<Symbol>> {
+/// Calls `find` with the symbols of the image. An image that may differ from that of the guest counts only if `holds_code`. Returns
+/// `None` if there is no image with symbols.
+pub fn with_symbols<T>(
+    vm: &Vm,
+    holds_code: impl FnOnce(&Symbols<'_>) -> bool,
+    find: impl FnOnce(&Symbols<'_>) -> T,
+) -> Option<T> {
     match vm.image() {
-        GuestImage::Open(file) => find_in(file, at, true),
+        GuestImage::Open(file) => Symbols::open(file).as_ref().map(find),
         GuestImage::Named => {
             let path = &vm.config().kernel;
-            log::info!("opening {} for the symbols of the crash", path.display());
-            RegularFile::open(path, 1).map_or_else(|_| Vec::new(), |image| find_in(image.file(), at, false))
+            log::info!("opening {} for its symbols", path.display());
+            let image = RegularFile::open(path, 1).ok()?;
+            let symbols = Symbols::open(image.file()).filter(holds_code);
+            symbols.as_ref().map(find)
         }
-        GuestImage::Untrusted => Vec::new(),
+        GuestImage::Untrusted => None,
     }
 }
 
-/// Finds the symbols in `image`. An image that may differ from that of the guest counts only if it holds the instruction.
-fn find_in(image: &File, at: &Location, is_of_guest: bool) -> Vec<Option<Symbol>> {
-    let Some(symbols) = Symbols::open(image) else {
-        return Vec::new();
+/// Finds the symbols of the instruction pointer and of the callers. Returns none if the image cannot be used.
+fn find_symbols(vm: &Vm, at: &Location) -> Vec<Option<Symbol>> {
+    let find = |symbols: &Symbols<'_>| {
+        // The byte before the return address belongs to the call: the last instruction of a function may be a call.
+        let mut addresses = vec![at.ip];
+        addresses.extend(at.callers.iter().map(|address| address.wrapping_sub(1)));
+        let mut found = symbols.find(&addresses);
+        for symbol in found.iter_mut().skip(1).flatten() {
+            symbol.offset += 1;
+        }
+        found
     };
-    let has_instruction = || {
-        let code = symbols.code(at.ip, at.bytes.len());
-        !at.bytes.is_empty() && code.is_some_and(|code| code == at.bytes)
-    };
-    if !is_of_guest && !has_instruction() {
-        return Vec::new();
-    }
-    // The byte before the return address belongs to the call: the last instruction of a function may be a call.
-    let mut addresses = vec![at.ip];
-    addresses.extend(at.callers.iter().map(|address| address.wrapping_sub(1)));
-    let mut found = symbols.find(&addresses);
-    for symbol in found.iter_mut().skip(1).flatten() {
-        symbol.offset += 1;
-    }
-    found
+    with_symbols(vm, |symbols| symbols.holds(at.ip, &at.bytes), find).unwrap_or_default()
 }
 
 /// Adds symbol and backtrace to the location. `symbols` are those of the instruction pointer and of the callers.

@@ -1,4 +1,4 @@
-//! Symbols of an ELF image: System V ABI, chapter 4. They are read when the guest has crashed, never at the start.
+//! Symbols of an ELF image: System V ABI, chapter 4. They are read after the end of the guest, never at the start.
 
 use std::fmt;
 use std::fs::File;
@@ -22,6 +22,10 @@ const CHUNK: u64 = 64 << 10;
 const MAX_TABLE: u64 = 64 << 20;
 /// Maximum bytes of a name.
 const MAX_NAME: usize = 200;
+/// Maximum number of comparisons of a symbol with an address in it. Few symbols contain the same address.
+const MAX_COMPARISONS: usize = 1 << 26;
+/// Number of functions among which an earlier one is found again, instead of read again.
+const MAX_NESTED: usize = 16;
 /// Bytes at the start of a function in which it sets up its frame pointer.
 const PROLOGUE: usize = 32;
 
@@ -40,6 +44,26 @@ impl fmt::Display for Symbol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}+{:#x}", self.name, self.offset)
     }
+}
+
+/// Function without an address in it; otherwise as [`Symbol`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Name, at most 200 bytes of it.
+    pub name: String,
+    /// Address.
+    pub start: u64,
+    /// Offset behind the instruction that sets the frame pointer; `None` if the function keeps none.
+    pub frame: Option<u64>,
+}
+
+/// Functions that contain addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Functions {
+    /// The functions.
+    pub functions: Vec<Function>,
+    /// Number of the function of each address.
+    pub numbers: Vec<Option<u32>>,
 }
 
 /// ELF file with its tables.
@@ -66,14 +90,63 @@ impl Table {
     }
 }
 
-/// Best symbol so far for an address. The order is that of the preference.
+/// Symbol that contains an address, or precedes it. The order is that of the preference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
-    /// The symbol has a size, and the address is within it.
-    contains: bool,
     value: u64,
     is_global: bool,
     name: u32,
+    size: u64,
+}
+
+/// Search for the symbols of addresses.
+struct Search<'a> {
+    /// In ascending order.
+    addresses: &'a [u64],
+    /// Best symbol with a size that contains each address.
+    found: Vec<Option<Candidate>>,
+    /// Best symbol without a size, such as a label of assembly code, between each address and the one before.
+    labels: Vec<Option<Candidate>>,
+    comparisons: usize,
+}
+
+impl<'a> Search<'a> {
+    fn new(addresses: &'a [u64]) -> Self {
+        Self {
+            addresses,
+            found: vec![None; addresses.len()],
+            labels: vec![None; addresses.len()],
+            comparisons: 0,
+        }
+    }
+
+    fn add(&mut self, candidate: Candidate) {
+        let first = self
+            .addresses
+            .partition_point(|address| *address < candidate.value);
+        if candidate.size == 0 {
+            if let Some(label) = self.labels.get_mut(first) {
+                *label = (*label).max(Some(candidate));
+            }
+            return;
+        }
+        let pairs = self.addresses[first..].iter().zip(&mut self.found[first..]);
+        let inside = pairs.take_while(|(address, _)| *address - candidate.value < candidate.size);
+        for (_, found) in inside.take(MAX_COMPARISONS - self.comparisons) {
+            *found = (*found).max(Some(candidate));
+            self.comparisons += 1;
+        }
+    }
+
+    /// Returns the best symbol of each address. One that contains it precedes labels.
+    fn finish(mut self) -> Vec<Option<Candidate>> {
+        let mut label = None;
+        for (found, next) in self.found.iter_mut().zip(self.labels) {
+            label = label.max(next);
+            *found = found.or(label);
+        }
+        self.found
+    }
 }
 
 impl<'a> Symbols<'a> {
@@ -118,7 +191,25 @@ impl<'a> Symbols<'a> {
 
     /// Returns the symbol of each of `addresses`.
     pub fn find(&self, addresses: &[u64]) -> Vec<Option<Symbol>> {
-        let mut found: Vec<Option<Candidate>> = vec![None; addresses.len()];
+        let mut sorted = addresses.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let Functions { functions, numbers } = self.functions(&sorted);
+        let symbol = |address: &u64| {
+            let number = numbers[sorted.binary_search(address).ok()?]?;
+            let function = functions.get(usize::try_from(number).ok()?)?;
+            Some(Symbol {
+                name: function.name.clone(),
+                offset: address - function.start,
+                frame: function.frame,
+            })
+        };
+        addresses.iter().map(symbol).collect()
+    }
+
+    /// Returns the functions of `addresses`, which are in ascending order.
+    pub fn functions(&self, addresses: &[u64]) -> Functions {
+        let mut search = Search::new(addresses);
         let entry = if self.is_64_bit { 24 } else { 16 };
         let mut at = 0;
         while at < self.table.size {
@@ -129,18 +220,41 @@ impl<'a> Symbols<'a> {
                 .and_then(|length| read(self.file, self.table.offset.checked_add(at)?, length));
             let Some(bytes) = bytes else { break };
             for bytes in bytes.chunks_exact(entry) {
-                self.compare(HeaderFields(bytes), addresses, &mut found);
+                self.candidate(HeaderFields(bytes))
+                    .into_iter()
+                    .for_each(|candidate| search.add(candidate));
             }
             at += length;
         }
-        let named = addresses.iter().zip(found);
-        named
-            .map(|(address, found)| self.symbol(*address, found?))
-            .collect()
+        self.describe(&search.finish())
     }
 
-    /// Compares a symbol with the best ones so far.
-    fn compare(&self, symbol: HeaderFields<'_>, addresses: &[u64], found: &mut [Option<Candidate>]) {
+    /// Returns the functions of the symbols of addresses.
+    fn describe(&self, found: &[Option<Candidate>]) -> Functions {
+        let mut functions = Functions::default();
+        // A function around others comes again after each of them.
+        let mut known: Vec<(Candidate, Option<u32>)> = Vec::new();
+        for candidate in found {
+            let number = candidate.and_then(|candidate| {
+                let recent = known.iter().rev().take(MAX_NESTED);
+                let recent = recent.into_iter().find(|(known, _)| *known == candidate);
+                if let Some((_, number)) = recent {
+                    return *number;
+                }
+                let number = self.function(candidate).and_then(|function| {
+                    functions.functions.push(function);
+                    u32::try_from(functions.functions.len() - 1).ok()
+                });
+                known.push((candidate, number));
+                number
+            });
+            functions.numbers.push(number);
+        }
+        functions
+    }
+
+    /// Returns an entry of the symbol table, if it may be a function.
+    fn candidate(&self, symbol: HeaderFields<'_>) -> Option<Candidate> {
         let (info, section, value, size) = match self.is_64_bit {
             true => (symbol.u8(4), symbol.u16(6), symbol.u64(8), symbol.u64(16)),
             false => (
@@ -151,32 +265,22 @@ impl<'a> Symbols<'a> {
             ),
         };
         // Undefined symbols have section 0.
-        if section == 0 || ![STT_NOTYPE, STT_FUNC].contains(&(info & 0xf)) {
-            return;
-        }
-        for (address, best) in addresses.iter().zip(found) {
-            let Some(offset) = address.checked_sub(value) else {
-                continue;
-            };
-            if size == 0 || offset < size {
-                let candidate = Candidate {
-                    contains: size > 0,
-                    value,
-                    is_global: info >> 4 != 0,
-                    name: symbol.u32(0),
-                };
-                *best = (*best).max(Some(candidate));
-            }
-        }
+        let is_code = section != 0 && [STT_NOTYPE, STT_FUNC].contains(&(info & 0xf));
+        is_code.then(|| Candidate {
+            value,
+            is_global: info >> 4 != 0,
+            name: symbol.u32(0),
+            size,
+        })
     }
 
-    fn symbol(&self, address: u64, found: Candidate) -> Option<Symbol> {
+    fn function(&self, found: Candidate) -> Option<Function> {
         let name = self.name(found.name)?;
         // Mapping symbols of aarch64 mark data and code.
-        (!name.is_empty() && !name.starts_with('$')).then(|| Symbol {
+        (!name.is_empty() && !name.starts_with('$')).then(|| Function {
             name,
-            offset: address - found.value,
-            frame: self.frame_set_up(found.value),
+            start: found.value,
+            frame: self.frame_set_up(found),
         })
     }
 
@@ -193,7 +297,7 @@ impl<'a> Symbols<'a> {
     }
 
     /// Returns up to `length` bytes of the file at the virtual `address`.
-    pub fn code(&self, address: u64, length: usize) -> Option<Vec<u8>> {
+    fn code(&self, address: u64, length: usize) -> Option<Vec<u8>> {
         let (size, _) = header_sizes(self.is_64_bit);
         let headers = self.program_headers.chunks_exact(size);
         headers.map(HeaderFields).find_map(|header| {
@@ -210,9 +314,20 @@ impl<'a> Symbols<'a> {
         })
     }
 
-    /// Returns the offset behind the instruction by which the function at `address` sets its frame pointer, if it has one.
-    fn frame_set_up(&self, address: u64) -> Option<u64> {
-        let code = self.code(address, PROLOGUE)?;
+    /// Returns true if the file has the instruction `bytes` at the virtual `address`.
+    pub fn holds(&self, address: u64, bytes: &[u8]) -> bool {
+        let code = self.code(address, bytes.len());
+        !bytes.is_empty() && code.is_some_and(|code| code == bytes)
+    }
+
+    /// Returns the offset behind the instruction by which the function sets its frame pointer, if it has one.
+    fn frame_set_up(&self, function: Candidate) -> Option<u64> {
+        // The code of the next function may follow.
+        let length = match usize::try_from(function.size) {
+            Ok(0) | Err(_) => PROLOGUE,
+            Ok(size) => size.min(PROLOGUE),
+        };
+        let code = self.code(function.value, length)?;
         let is_set_up = |bytes: &[u8]| match (self.machine, bytes) {
             // mov %rsp,%rbp, in both encodings.
             (EM_X86_64, [0x48, 0x89, 0xe5] | [0x48, 0x8b, 0xec]) => true,
@@ -283,7 +398,7 @@ mod tests {
 
     use scratch::Temporary;
 
-    use super::{EM_AARCH64, EM_X86_64, MAX_TABLE, Symbol, Symbols, read};
+    use super::{Candidate, EM_AARCH64, EM_X86_64, MAX_TABLE, Search, Symbol, Symbols, read};
 
     const CODE: u64 = 0x20_0000;
     /// Offsets in the file.
@@ -384,6 +499,39 @@ mod tests {
     }
 
     #[test]
+    fn symbols_of_many_addresses_are_those_of_single_ones() {
+        // Values and sizes by a linear congruential generator: overlapping, equal and empty symbols.
+        let mut state = 7_u64;
+        let mut draw = |limit| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % limit
+        };
+        let symbols: Vec<_> = (0..300)
+            .map(|name| Candidate {
+                value: draw(4000),
+                is_global: draw(2) == 1,
+                name,
+                size: draw(3) * draw(200),
+            })
+            .collect();
+        let addresses: Vec<_> = (0..4200).filter(|_| draw(3) == 0).collect();
+        let mut search = Search::new(&addresses);
+        symbols.iter().for_each(|symbol| search.add(*symbol));
+        for (address, found) in addresses.iter().zip(search.finish()) {
+            let precedes = symbols.iter().filter(|symbol| symbol.value <= *address);
+            let (sized, labels): (Vec<&Candidate>, Vec<_>) = precedes.partition(|symbol| symbol.size > 0);
+            let contains = sized
+                .into_iter()
+                .filter(|symbol| address - symbol.value < symbol.size);
+            assert_eq!(
+                found.as_ref(),
+                contains.max().or(labels.into_iter().max()),
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
     fn frame_pointer_is_found_in_prologue() {
         let function = [("function", GLOBAL_FUNCTION, CODE, 0x40)];
         let frame = |machine, code: &[u8]| {
@@ -400,6 +548,13 @@ mod tests {
         let code = [0xa9be_7bfd_u32, 0x9100_43fd].map(u32::to_le_bytes).concat();
         assert_eq!(frame(EM_AARCH64, &code), Some(8));
         assert_eq!(frame(EM_AARCH64, &code[..4]), None);
+        // A function of one instruction before another one.
+        let function = [("leaf", GLOBAL_FUNCTION, CODE, 1)];
+        let found = find(
+            &elf(EM_X86_64, &[0xc3, 0x55, 0x48, 0x89, 0xe5], &function),
+            &[CODE],
+        );
+        assert_eq!(found[0].as_ref().unwrap().frame, None);
     }
 
     /// Opens `image` with `length` bytes.

@@ -13,7 +13,7 @@
 //! A `text` block after `<!-- output -->` lists lines that the block before it prints, in this order.
 
 /// Every page with commands, with its path in the repository.
-pub const PAGES: [(&str, &str); 17] = [
+pub const PAGES: [(&str, &str); 18] = [
     ("README.md", include_str!("../../README.md")),
     ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
     ("SECURITY.md", include_str!("../../SECURITY.md")),
@@ -30,6 +30,7 @@ pub const PAGES: [(&str, &str); 17] = [
     ("docs/install.md", include_str!("../../docs/install.md")),
     ("docs/networking.md", include_str!("../../docs/networking.md")),
     ("docs/performance.md", include_str!("../../docs/performance.md")),
+    ("docs/profiling.md", include_str!("../../docs/profiling.md")),
     (
         "docs/scale-to-zero.md",
         include_str!("../../docs/scale-to-zero.md"),

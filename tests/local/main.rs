@@ -6,6 +6,7 @@
 //! | [`programs`] | scenarios, shared with the emulated host |
 //! | [`command`] | output and exit status of mayfly |
 //! | [`core_dump`] | ELF cores |
+//! | [`profile`] | samples of the guest by function |
 //! | [`crash`] | reports and snapshots of crashes |
 //! | [`console`] | stalled readers, signals, terminals |
 //! | [`attached`] | clients of a serial console |
@@ -70,6 +71,7 @@ mod network;
 #[allow(dead_code, reason = "tests/docs.rs splits the commands")]
 #[path = "../docs/pages.rs"]
 mod pages;
+mod profile;
 /// The list is that of x86_64; module `aarch64` of tests/hosts has the other.
 #[cfg(target_arch = "x86_64")]
 #[path = "../hosts/programs.rs"]

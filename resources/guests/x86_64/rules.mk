@@ -37,7 +37,7 @@ $(C_GUESTS:%=$(OUT)/%-pvh.elf): $(OUT)/%-pvh.elf: $(PVH_START) $(OBJ)/%.o $(LIBR
 $(filter-out $(OUT)/demo.elf,$(C_GUESTS:%=$(OUT)/%.elf)): $(OBJ)/identity.o
 $(OUT)/pvh.elf: $(PVH_START) $(OBJ)/pvh.o $(LIBRARY) link.ld
 	$(link)
-$(OUT)/smp.elf $(OUT)/smp-pvh.elf: $(OBJ)/trampoline.o
+$(OUT)/smp.elf $(OUT)/smp-pvh.elf $(OUT)/profile.elf $(OUT)/profile-pvh.elf: $(OBJ)/trampoline.o
 $(OUT)/echo-ioapic.elf $(OUT)/echo-ioapic-pvh.elf: $(OBJ)/interrupts-ioapic.o
 $(OUT)/net.elf $(OUT)/net-pvh.elf: $(OBJ)/tcp.o $(OBJ)/udp.o
 $(OUT)/attack.elf $(OUT)/attack-pvh.elf: $(OBJ)/storms.o

@@ -70,6 +70,11 @@ pub enum Error {
         "--gdb and --shell exclude each other: a shell has no listener; remove one, or attach by mayfly ctl gdb"
     )]
     GdbInShell,
+    /// The vCPU threads of a shell cannot sample.
+    #[error(
+        "--profile and --shell exclude each other: the vCPU threads of a shell start without a timer for samples; remove one"
+    )]
+    ProfileInShell,
     /// A suspend has a place for its snapshot, and creates none.
     #[error(
         "--suspend-to and --stateless exclude each other: a stateless suspend creates no snapshot; remove one"

@@ -365,6 +365,32 @@ mod tests {
     }
 
     #[test]
+    fn profile_has_file_and_valid_frequency() {
+        let Ok(Command::Run(run)) = parse("run k --profile p --trace t") else {
+            panic!("no command");
+        };
+        let settings = run.session.profile.settings(true);
+        assert_eq!((settings.frequency, settings.has_moments), (99, true));
+        for (line, text) in [
+            (
+                "run k --profile p --hz 0",
+                "--hz \"0\": expected a number of samples per second from 1 to 1000",
+            ),
+            (
+                "run k --profile p --hz 1001",
+                "--hz \"1001\": expected a number of samples per second from 1 to 1000",
+            ),
+            ("run k --hz 10", "--hz requires --profile; add it"),
+            (
+                "restore d --shell s --profile p",
+                "--profile and --shell exclude each other: the vCPU threads of a shell start without a timer for samples; remove one",
+            ),
+        ] {
+            assert_eq!(error(line), text, "{line}");
+        }
+    }
+
+    #[test]
     fn help_is_accepted_anywhere() {
         for (line, topic) in [
             ("--help", Topic::Mayfly),

@@ -10,6 +10,7 @@ use api::process::LoggerSettings;
 use vmm::config::SerialTarget;
 use vmm::control::MAX_COOLDOWN_MS;
 use vmm::debugger::DebugAddress;
+use vmm::sampling::SampleSettings;
 
 use super::error::{Error, lossy, syntax};
 use super::firecracker::{self, CORE_ON_CRASH};
@@ -39,6 +40,32 @@ pub struct DebugArgs {
     pub is_public: bool,
 }
 
+/// Options of the profile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProfileArgs {
+    /// Path of the profile to write.
+    pub path: Option<PathBuf>,
+    /// Samples per second.
+    pub frequency: Option<u32>,
+}
+
+impl ProfileArgs {
+    /// Returns the settings of the samples, which have times with `has_moments`.
+    pub fn settings(&self, has_moments: bool) -> SampleSettings {
+        SampleSettings {
+            frequency: self.frequency.unwrap_or(DEFAULT_FREQUENCY),
+            has_moments,
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        match self.frequency {
+            Some(_) if self.path.is_none() => Err(Error::Requires(HZ, PROFILE)),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Options for measurements, the API socket and the log.
 #[derive(Debug)]
 pub struct SessionArgs {
@@ -46,6 +73,8 @@ pub struct SessionArgs {
     pub timings: bool,
     /// Path of a Chrome trace to write.
     pub trace: Option<PathBuf>,
+    /// Options of the profile.
+    pub profile: ProfileArgs,
     /// Path of the API socket.
     pub socket: Option<PathBuf>,
     /// Name of the VM.
@@ -69,6 +98,7 @@ impl Default for SessionArgs {
         Self {
             timings: false,
             trace: None,
+            profile: ProfileArgs::default(),
             socket: None,
             id: "anonymous-instance".into(),
             log: LoggerSettings::default(),
@@ -82,10 +112,12 @@ impl Default for SessionArgs {
 }
 
 /// Names of the options.
-pub const OPTIONS: [&str; 19] = [
+pub const OPTIONS: [&str; 21] = [
     SERIAL,
     "--timings",
     "--trace",
+    PROFILE,
+    HZ,
     "--api-sock",
     "--id",
     "--log-level",
@@ -106,6 +138,13 @@ pub const OPTIONS: [&str; 19] = [
 
 /// Other end of the guest's serial port.
 pub const SERIAL: &str = "--serial";
+/// Path of the profile.
+pub const PROFILE: &str = "--profile";
+const HZ: &str = "--hz";
+/// Samples per second: in step with no timer of a guest that has a period of 10 ms.
+const DEFAULT_FREQUENCY: u32 = 99;
+/// Maximum number of samples per second.
+const MAX_FREQUENCY: u64 = 1000;
 const SUSPEND_TO: &str = "--suspend-to";
 const IDLE_AFTER: &str = "--idle-after";
 const IDLE_CPU: &str = "--idle-cpu";
@@ -134,6 +173,11 @@ impl SessionArgs {
                 self.log.level = Some(checked(parser, command, name, firecracker::parse_level)?);
             }
             "--trace" => self.trace = Some(path(parser, command)?),
+            PROFILE => self.profile.path = Some(path(parser, command)?),
+            HZ => {
+                let frequency = number(parser, command, name, 1..=MAX_FREQUENCY, "samples per second")?;
+                self.profile.frequency = u32::try_from(frequency).ok();
+            }
             "--api-sock" => self.socket = Some(path(parser, command)?),
             "--log-file" => self.log.path = Some(path(parser, command)?),
             SERIAL => self.serial = value(parser, command, name)?,
@@ -161,6 +205,7 @@ impl SessionArgs {
     /// Checks the options against each other.
     pub fn check(&self) -> Result<(), Error> {
         self.debug.check()?;
+        self.profile.check()?;
         self.suspend.check()
     }
 }

@@ -95,6 +95,9 @@ pub(super) fn parse_restore(parser: &mut lexopt::Parser) -> Result<Option<Box<Re
     if restore.shell.is_some() && restore.session.debug.address.is_some() {
         return Err(Error::GdbInShell);
     }
+    if restore.shell.is_some() && restore.session.profile.path.is_some() {
+        return Err(Error::ProfileInShell);
+    }
     Ok(Some(Box::new(restore)))
 }
 

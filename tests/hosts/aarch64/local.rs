@@ -95,6 +95,7 @@ groups! {
     isolation => "isolation";
     kvm_call_order => "kvm_call_order";
     network => "network";
+    profile => "profile";
     virtio => "virtio";
     api_change => "api::change";
     api_chroot => "api::chroot";

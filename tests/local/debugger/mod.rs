@@ -8,12 +8,14 @@ mod snapshots;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use client::{Gdb, symbol};
 use scratch::Directory;
 
 use crate::guest::Running;
 use crate::guests::{file, program};
+use crate::profile::wait_vcpu_time;
 
 /// A VM with a listener for gdb.
 struct Debugged {
@@ -29,12 +31,20 @@ impl Debugged {
 
     /// Starts mayfly with a listener for gdb.
     fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    /// As [`start`](Self::start), with arguments of the guest.
+    fn start_with(arguments: &[&str], of_guest: &[&str]) -> Self {
         let directory = Directory::new();
         let mut command = Command::new(program());
         command
             .args(arguments)
             .args(["--gdb", &directory.text("gdb")])
             .stdin(Stdio::null());
+        if !of_guest.is_empty() {
+            command.arg("--").args(of_guest);
+        }
         Self {
             running: Running::start(&mut command),
             directory,
@@ -299,6 +309,37 @@ fn end_of_the_vm_ends_the_session() {
     let mut vm = Debugged::run("loop.elf", &[]);
     scratch::wait_until("the socket", || vm.directory.path("gdb").exists());
     vm.running.terminate();
+}
+
+/// The timer of a profile interrupts a guest that gdb steps and stops.
+#[test]
+fn debugged_guest_is_sampled() {
+    let directory = Directory::new();
+    let profile = directory.text("profile");
+    let image = file("crash.elf");
+    let options = ["run", &image, "--profile", &profile, "--hz", "1000"];
+    let mut vm = Debugged::start_with(&options, &["wait=1"]);
+    let mut gdb = vm.connect();
+    let third = symbol(&image, "third");
+    assert_eq!(gdb.set_breakpoint(third), "OK");
+    let stop = gdb.resume();
+    assert!(stop.contains("swbreak"), "{stop}");
+    gdb.remove_breakpoint(third);
+    for _ in 0..100 {
+        gdb.step(1);
+    }
+    let rounds = symbol(&image, "rounds");
+    let before = gdb.word(rounds);
+    gdb.send("vCont;c");
+    wait_vcpu_time(vm.running.id(), Duration::from_millis(300));
+    gdb.send_raw(&[3]);
+    let stop = gdb.receive();
+    assert!(stop.starts_with("T02"), "{stop}");
+    assert!(gdb.word(rounds) > before);
+    drop(gdb);
+    vm.running.terminate();
+    let text = fs::read_to_string(&profile).unwrap();
+    assert!(text.contains(";first;second;third "), "{text}");
 }
 
 #[test]
