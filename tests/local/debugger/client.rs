@@ -38,6 +38,27 @@ impl Gdb {
         Self::with(stream)
     }
 
+    /// Attaches to the VM behind the API socket at `path`, on a host whose means are `abilities`.
+    pub fn attach(path: &Path, abilities: &str) -> Self {
+        Self::try_attach(path, abilities).expect("no other debugger")
+    }
+
+    /// As [`attach`](Self::attach). `None` while another debugger is attached.
+    pub fn try_attach(path: &Path, abilities: &str) -> Option<Self> {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let header =
+            "PUT /vm/debugger HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: gdb\r\nContent-Length: ";
+        write!(stream, "{header}{}\r\n\r\n{abilities}", abilities.len()).unwrap();
+        let mut response = Vec::new();
+        while !response.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            response.push(byte[0]);
+        }
+        response.starts_with(b"HTTP/1.1 101").then(|| Self::with(stream))
+    }
+
     /// Begins a session on `stream`.
     pub fn with(stream: impl Stream + 'static) -> Self {
         let mut gdb = Self {

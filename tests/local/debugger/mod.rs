@@ -1,14 +1,17 @@
 //! gdb attached to a VM: stops, registers, memory, threads and ends.
 
+mod aliases;
 mod attach;
 mod client;
 mod real;
 mod snapshots;
 
 use std::fs;
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::{Gdb, symbol};
 use scratch::Directory;
@@ -16,6 +19,10 @@ use scratch::Directory;
 use crate::guest::Running;
 use crate::guests::{file, program};
 use crate::profile::wait_vcpu_time;
+
+/// Means of a host on which all breakpoints are instructions in memory.
+const IN_MEMORY: &str =
+    r#"{"hardware_breakpoints":false,"watchpoints":false,"breakpoint_instructions":true}"#;
 
 /// A VM with a listener for gdb.
 struct Debugged {
@@ -309,6 +316,45 @@ fn end_of_the_vm_ends_the_session() {
     let mut vm = Debugged::run("loop.elf", &[]);
     scratch::wait_until("the socket", || vm.directory.path("gdb").exists());
     vm.running.terminate();
+}
+
+/// The last packet does not reach gdb: the debugger then ends with the VM, which waits for it a second otherwise.
+#[test]
+fn vm_ends_while_gdb_disconnects() {
+    let end = |name: &str, is_terminated: bool| {
+        let mut vm = Debugged::run(name, &[]);
+        let path = vm.directory.path("gdb");
+        let stream = scratch::wait_for("the socket for gdb", || UnixStream::connect(&path).ok());
+        let other = stream.try_clone().unwrap();
+        let mut gdb = Gdb::with(stream);
+        gdb.send("?");
+        gdb.receive();
+        // Writes to this side fail. It can still be read, and is not at its end.
+        other.shutdown(Shutdown::Read).unwrap();
+        gdb.send("vCont;c");
+        let start = if is_terminated {
+            vm.running.expect("looping\n");
+            let start = Instant::now();
+            vm.running.terminate();
+            start
+        } else {
+            vm.running.expect("ok debug\n");
+            let start = Instant::now();
+            vm.running.expect_exit(0);
+            start
+        };
+        let time = start.elapsed();
+        drop(gdb);
+        time
+    };
+    for (name, is_terminated) in [("loop.elf", true), ("debug.elf", false)] {
+        // The shortest: the host may delay one of them.
+        let times: Vec<_> = (0..4).map(|_| end(name, is_terminated)).collect();
+        assert!(
+            times.iter().any(|time| *time < Duration::from_millis(900)),
+            "{name}: {times:?}"
+        );
+    }
 }
 
 /// The timer of a profile interrupts a guest that gdb steps and stops.

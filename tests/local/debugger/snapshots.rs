@@ -1,7 +1,48 @@
 //! Snapshots of a VM with a debugger.
 
-use super::{Debugged, address};
+use std::fs;
+
+use super::client::{Gdb, symbol};
+use super::{Debugged, IN_MEMORY, address};
+use crate::api::http::NO_CONTENT;
+use crate::api::served::{ApiProcess, create_snapshot, load_snapshot, pause_and_create};
 use crate::guests::file;
+
+/// A loaded VM is paused, whether it has been resumed before or not.
+#[test]
+fn snapshot_of_a_vm_that_was_never_resumed_has_no_breakpoint() {
+    let directory = scratch::Directory::new();
+    let mut process = ApiProcess::start();
+    process.set_kernel("loop.elf");
+    process.run_action("InstanceStart");
+    process.expect("looping\n");
+    pause_and_create(&process, &directory, "Full", "state", "memory");
+    process.terminate();
+
+    let process = load_snapshot(&directory, "state", "memory", "");
+    assert_eq!(process.state(), "Paused");
+    let mut gdb = Gdb::attach(&process.socket(), IN_MEMORY);
+    let (ip, guest) = (gdb.ip(), symbol(&file("loop.elf"), "guest"));
+    let originals = [ip, guest].map(|place| gdb.word(place));
+    for place in [ip, guest] {
+        assert_eq!(gdb.set_breakpoint(place), "OK");
+    }
+    assert_eq!([ip, guest].map(|place| gdb.word(place)), originals);
+    let created = create_snapshot(&process, &directory, "Full", "state2", "memory2");
+    assert_eq!(created.text, NO_CONTENT);
+    let [first, second] = ["memory", "memory2"].map(|name| fs::read(directory.path(name)).unwrap());
+    let differences = first.iter().zip(&second).enumerate();
+    let differences: Vec<_> = differences
+        .filter(|(_, (one, other))| one != other)
+        .map(|(place, _)| place)
+        .collect();
+    assert!(
+        first.len() == second.len() && differences.is_empty(),
+        "{differences:x?}"
+    );
+    drop(gdb);
+    process.terminate();
+}
 
 #[test]
 fn snapshot_of_a_stopped_vm_has_no_breakpoint_and_is_debugged() {
