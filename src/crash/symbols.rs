@@ -12,6 +12,9 @@ const EM_X86_64: u16 = 62;
 const EM_AARCH64: u16 = 183;
 const SHT_SYMTAB: u32 = 2;
 const SHT_DYNSYM: u32 = 11;
+/// Sections of undefined and of absolute symbols.
+const SHN_UNDEF: u16 = 0;
+const SHN_ABS: u16 = 0xfff1;
 /// Types of symbols: none, as labels of assembly code have it, and function.
 const STT_NOTYPE: u8 = 0;
 const STT_FUNC: u8 = 2;
@@ -264,8 +267,9 @@ impl<'a> Symbols<'a> {
                 symbol.u32(8).into(),
             ),
         };
-        // Undefined symbols have section 0.
-        let is_code = section != 0 && [STT_NOTYPE, STT_FUNC].contains(&(info & 0xf));
+        // A number that the linker was given is no address.
+        let is_code =
+            ![SHN_UNDEF, SHN_ABS].contains(&section) && [STT_NOTYPE, STT_FUNC].contains(&(info & 0xf));
         is_code.then(|| Candidate {
             value,
             is_global: info >> 4 != 0,
@@ -496,6 +500,18 @@ mod tests {
             None,
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn absolute_symbols_are_no_functions() {
+        let symbols = [
+            ("number", GLOBAL_LABEL, CODE + 4, 0),
+            ("start", GLOBAL_LABEL, CODE, 0),
+        ];
+        let mut image = elf(EM_X86_64, &[0x90; 8], &symbols);
+        assert_eq!(find(&image, &[CODE + 5]), [symbol("number", 1, None)]);
+        image[SYMBOLS_AT + 6..SYMBOLS_AT + 8].copy_from_slice(&0xfff1_u16.to_le_bytes());
+        assert_eq!(find(&image, &[CODE + 5]), [symbol("start", 5, None)]);
     }
 
     #[test]
