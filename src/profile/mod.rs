@@ -231,7 +231,9 @@ impl Profile {
             );
         }
         if total > 0 && self.functions.functions.is_empty() {
-            text.push_str("\n  no symbols were found; use an ELF image with a symbol table");
+            text.push_str(
+                "\n  no symbols were found: use an ELF image with a symbol table; mayfly restore opens it with --allow DIR",
+            );
         }
         text
     }
