@@ -1,5 +1,6 @@
 //! Initrd: file that the guest finds in memory.
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -89,14 +90,23 @@ impl Initrd {
     /// # Errors
     /// [`Error::Open`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = RegularFile::open(path, 0).map_err(|source| Error::Open {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
+        Self::from_regular_file(path, RegularFile::open(path, 0))
+    }
+
+    /// Uses the open `file`. Errors name it `path`.
+    ///
+    /// # Errors
+    /// As [`Initrd::open`].
+    pub fn from_file(path: &Path, file: File) -> Result<Self, Error> {
+        Self::from_regular_file(path, RegularFile::from_file(file, 0))
+    }
+
+    fn from_regular_file(path: &Path, file: Result<RegularFile, FileError>) -> Result<Self, Error> {
+        let path = path.to_owned();
+        match file {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(Error::Open { path, source }),
+        }
     }
 
     /// Returns the identity of the file.
