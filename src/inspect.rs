@@ -1,6 +1,7 @@
 //! `mayfly inspect`: describes an image.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::path::Path;
 
 use vmm::arch::{self, Native, Platform};
@@ -29,7 +30,20 @@ pub enum InspectError {
 /// # Errors
 /// [`InspectError`] if the file is no image, the image supports no protocol, or no memory map contains it.
 pub fn inspect(path: &Path) -> Result<String, InspectError> {
-    let image = Image::open(path, Native::ARCHITECTURE).map_err(InspectError::Image)?;
+    describe(path, Image::open(path, Native::ARCHITECTURE))
+}
+
+/// Describes the image in `file`, which the text names `path`.
+///
+/// # Errors
+/// As of [`inspect`].
+#[allow(dead_code, reason = "mayfly-tools uses it")]
+pub fn inspect_file(path: &Path, file: File) -> Result<String, InspectError> {
+    describe(path, Image::from_file(path, file, Native::ARCHITECTURE))
+}
+
+fn describe(path: &Path, image: Result<Image, Error>) -> Result<String, InspectError> {
+    let image = image.map_err(InspectError::Image)?;
     let info = image.info();
     let (choice, refusal) = match image.select_protocol(None) {
         Ok(protocol) => (protocol, None),

@@ -1,4 +1,5 @@
-//! mayfly-tools: the commands of mayfly that start no VM, executed by `mayfly core`, `mayfly ctl` and `mayfly doctor`.
+//! mayfly-tools: the commands of mayfly that start no VM, executed by `mayfly core`, `mayfly ctl` and `mayfly doctor`, and the images of
+//! `mayfly run oci:…` and `mayfly inspect oci:…`.
 //!
 //! | module | contents |
 //! |---|---|
@@ -6,6 +7,7 @@
 //! | `ctl` | requests to the API of a running mayfly |
 //! | `doctor` | needs of mayfly that this host meets or lacks |
 //! | `help` | help texts |
+//! | `image` | images of OCI layouts |
 //! | `sys` | system calls that query the host |
 
 #[cfg(not(test))]
@@ -15,6 +17,10 @@ mod core_dump;
 mod ctl;
 mod doctor;
 mod help;
+mod image;
+#[path = "../inspect.rs"]
+#[allow(dead_code, reason = "mayfly uses the rest")]
+mod inspect;
 #[path = "../logging/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "mayfly uses the rest")]
 mod logging;
@@ -27,6 +33,9 @@ mod printable;
 #[path = "../process.rs"]
 #[allow(dead_code, reason = "mayfly uses the rest")]
 mod process;
+#[path = "../sibling.rs"]
+#[allow(dead_code, reason = "mayfly uses the rest")]
+mod sibling;
 mod sys;
 #[path = "../terminal/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "mayfly uses the rest")]
@@ -67,6 +76,10 @@ fn main() -> ExitCode {
 
 /// Executes a command and returns its exit status.
 fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<u8, Failure> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(result) = image_command(&arguments) {
+        return result;
+    }
     let mut parser = lexopt::Parser::from_args(arguments);
     let word = match parser.next() {
         Ok(Some(lexopt::Arg::Value(word))) => word.to_string_lossy().into_owned(),
@@ -100,6 +113,25 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<u8, Failure>
             }
         },
         _ => Err(usage(format!("{word:?} is not a command; run mayfly --help"))),
+    }
+}
+
+/// Executes a command with an image, if `arguments` are one.
+fn image_command(arguments: &[OsString]) -> Option<Result<u8, Failure>> {
+    let failure = |error: &dyn std::error::Error| Failure {
+        message: output::chain(error),
+        status: process::FAILURE,
+    };
+    match (arguments.first()?.to_str()?, &arguments[1..]) {
+        ("run", rest) => Some(match image::args::RunArgs::parse(rest.to_vec()) {
+            Ok(args) => Err(failure(&image::run(&args))),
+            Err(error) => Err(usage(error.to_string())),
+        }),
+        ("inspect", [name]) => Some(match image::inspect(name) {
+            Ok(text) => print(&text),
+            Err(error) => Err(failure(&error)),
+        }),
+        _ => None,
     }
 }
 

@@ -1,7 +1,9 @@
-//! System calls without a safe interface in the standard library. They query the host, and change nothing.
+//! System calls without a safe interface in the standard library: queries of the host, and files in memory.
 
+use std::ffi::CStr;
+use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 /// `LANDLOCK_CREATE_RULESET_VERSION` of linux/landlock.h.
@@ -86,4 +88,43 @@ fn check(result: libc::c_long) -> io::Result<i64> {
         0.. => Ok(result),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Creates an empty memfd, which can be sealed. It is closed at an exec.
+///
+/// # Errors
+/// Fails if the kernel lacks memory or descriptors.
+pub fn memfd(name: &CStr) -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let create = |flags| {
+        // SAFETY: `name` is a C string during the call.
+        unsafe { libc::memfd_create(name.as_ptr(), flags) }
+    };
+    let mut descriptor = create(flags | libc::MFD_NOEXEC_SEAL);
+    // Linux before 6.3 has no such flag.
+    if descriptor < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+        descriptor = create(flags);
+    }
+    check(descriptor.into())?;
+    // SAFETY: the kernel has just returned this descriptor; nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(descriptor) })
+}
+
+/// Seals a file of [`memfd`]: neither its content nor its seals can change any more.
+///
+/// # Errors
+/// Fails if it is mapped for writes.
+pub fn seal(file: &File) -> io::Result<()> {
+    let seals = libc::F_SEAL_WRITE | libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+    // SAFETY: the call takes no pointer.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }.into()).map(drop)
+}
+
+/// Keeps the descriptor of `file` open in the program that this process becomes.
+///
+/// # Errors
+/// Fails only without the descriptor.
+pub fn keep_across_exec(file: &File) -> io::Result<()> {
+    // SAFETY: the call takes no pointer. FD_CLOEXEC is the only flag.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) }.into()).map(drop)
 }
