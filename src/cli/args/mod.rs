@@ -3,6 +3,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `run`, `snapshot` | the arguments of `mayfly run` and of the snapshot commands |
+//! | `image` | the names of images in OCI layouts |
 //! | `shell` | the arguments of `mayfly shell` |
 //! | `session` | the options of `mayfly run` and `mayfly restore` alike |
 //! | `firecracker` | Firecracker's command line |
@@ -10,6 +11,7 @@
 
 mod error;
 pub mod firecracker;
+mod image;
 mod run;
 mod session;
 mod shell;
@@ -106,6 +108,11 @@ pub fn parse(program: &OsStr, arguments: impl IntoIterator<Item = OsString>) -> 
 fn parse_command(arguments: Vec<OsString>) -> Result<Command, Error> {
     if let Some(command) = sibling(&arguments) {
         return Ok(command);
+    }
+    if image::is_named(&arguments)
+        && let Some(arguments) = image::parse(&arguments)
+    {
+        return Ok(Command::Sibling(sibling::TOOLS, arguments));
     }
     let mut parser = lexopt::Parser::from_args(arguments);
     match parser.next().map_err(Error::TopLevel)? {

@@ -18,6 +18,8 @@ pub struct RunArgs {
     pub config: VmConfig,
     /// Options of the session.
     pub session: SessionArgs,
+    /// A command line is given, which may be empty.
+    pub has_guest_arguments: bool,
 }
 
 /// Parses the arguments after `run`. Returns nothing if they request help.
@@ -27,6 +29,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<Box<RunArgs>>,
     let mut run = RunArgs {
         config: VmConfig::new(PathBuf::new()),
         session: SessionArgs::default(),
+        has_guest_arguments: false,
     };
     loop {
         // lexopt drops a lone --; guest arguments keep any further one.
@@ -35,6 +38,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<Box<RunArgs>>,
         {
             let arguments: Vec<_> = parser.raw_args().map_err(syntax("run"))?.skip(1).collect();
             run.config.cmdline = join_guest_arguments(arguments)?;
+            run.has_guest_arguments = true;
             break;
         }
         let Some(argument) = parser.next().map_err(syntax("run"))? else {
