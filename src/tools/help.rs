@@ -7,6 +7,8 @@ mayfly-tools - the commands of mayfly that start no VM
 usage: mayfly core DIR|--api-sock SOCKET FILE
        mayfly ctl [--api-sock PATH] [--json] [--timeout SECONDS] COMMAND
        mayfly doctor [--json]
+
+mayfly run and mayfly inspect execute it for OCI images, see mayfly help run.
 ";
 
 /// `mayfly core`

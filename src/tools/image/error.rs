@@ -7,7 +7,7 @@ use vmm::memory::Bytes;
 
 /// Failure to use an image.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot use the image {image}")]
+#[error("cannot use the OCI image {image}")]
 pub struct ImageError {
     /// The image, as the user names it.
     pub image: String,

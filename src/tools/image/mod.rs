@@ -111,7 +111,7 @@ fn arguments(args: &RunArgs, opened: &Opened) -> Result<Vec<OsString>, Error> {
     }
     if let Some(file) = opened.block.as_ref().and_then(|content| content.file.as_ref()) {
         let mut drive = pass(file)?.into_os_string();
-        drive.push(",ro");
+        drive.push(",ro,id=image");
         arguments.extend(["--disk".into(), drive]);
     }
     let kernel = opened
