@@ -41,6 +41,8 @@ if [ "$part" = all ]; then
     require 'command -v passt' passt
     require 'command -v strace' strace
     require 'command -v gdb' gdb
+    require 'command -v umoci' umoci
+    require 'command -v skopeo' skopeo
     require 'command -v python3' python3
     require 'python3 -c "import ensurepip"' python3-venv
     require 'command -v lintian' lintian

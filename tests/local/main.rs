@@ -20,6 +20,7 @@
 //! | [`docs`] | commands in the documentation |
 //! | [`faults`] | a start in which one system call fails |
 //! | [`filters`] | seccomp filters against the calls of mayfly |
+//! | [`images`] | images of OCI layouts |
 //! | [`isolation`] | system calls that a hostile thread of a VM is refused |
 //! | [`access`] | a missing or inaccessible `/dev/kvm` |
 //! | [`virtio`] | drives and hostile guests |
@@ -63,6 +64,7 @@ mod forged;
 #[path = "../hosts/guest.rs"]
 mod guest;
 mod guests;
+mod images;
 mod isolation;
 mod kvm_call_order;
 mod loader;

@@ -39,6 +39,8 @@ pub enum Requirement {
     Strace,
     /// The program `gdb`.
     Gdb,
+    /// The programs `umoci` and `skopeo`.
+    OciTools,
     /// `/dev/fuse`, and a user that may mount its file systems.
     Fuse,
     /// A temporary directory whose files are not only in memory: there, a flush has nothing to write.
@@ -73,6 +75,10 @@ impl Requirement {
             Self::Passt => ("passt", "install passt (package passt)"),
             Self::Strace => ("strace", "install strace (package strace)"),
             Self::Gdb => ("gdb", "install gdb (package gdb)"),
+            Self::OciTools => (
+                "umoci and skopeo",
+                "install umoci and skopeo (packages umoci and skopeo)",
+            ),
             Self::Fuse => (
                 "FUSE",
                 "load the module fuse, and run the tests as root with /dev/fuse",
@@ -102,6 +108,10 @@ impl Requirement {
             Self::Passt => run(Command::new("passt").arg("--version")).map(drop),
             Self::Strace => run(Command::new("strace").arg("--version")).map(drop),
             Self::Gdb => run(Command::new("gdb").arg("--version")).map(drop),
+            Self::OciTools => {
+                run(Command::new("umoci").arg("--version"))?;
+                run(Command::new("skopeo").arg("--version")).map(drop)
+            }
             Self::Fuse => {
                 unshare(libc::CLONE_NEWNS)?;
                 open_device(Path::new("/dev/fuse")).map(drop)

@@ -47,6 +47,10 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "the host has no package passt",
     ),
     ("core_dump::gdb_", "the host has no package gdb"),
+    (
+        "images::images_of_umoci_and_skopeo_run",
+        "the host has no packages umoci and skopeo",
+    ),
     ("network::passt_ends_with_vm", "the host has no package passt"),
     ("api::lifecycle::paused_guest_prints_nothing", LOAD),
     ("api::malformed::", LOAD),
@@ -92,6 +96,7 @@ groups! {
     core_dump => "core_dump";
     crash => "crash";
     debugger => "debugger";
+    images => "images";
     isolation => "isolation";
     kvm_call_order => "kvm_call_order";
     network => "network";
