@@ -132,7 +132,7 @@ Keep many VMs suspended until a frame wakes them:
                         supervise the instances of this host; see mayfly help standby
 
 Read files; no KVM required:
-  inspect KERNEL        show format, segments and boot protocols of an image
+  inspect KERNEL        show format, segments and boot protocols of an image, or the program of an OCI image
   snapshot-info DIR     describe a snapshot
   snapshot-merge DIR DIFF ...
                         merge diff snapshots into the snapshot in DIR
@@ -158,8 +158,10 @@ mayfly run - boot an image
 
 usage: mayfly run KERNEL [OPTION ...] [-- GUEST ARGUMENTS]
 
-KERNEL is an ELF image, a Linux bzImage, an arm64 Image, or a flat multiboot image. All arguments after the first lone
--- form the guest's command line, including any further --.
+KERNEL is an ELF image, a Linux bzImage, an arm64 Image, or a flat multiboot image; or oci:LAYOUT[:TAG][@DIGEST] or
+oci-archive:FILE[:TAG][@DIGEST], an image for urunc or Kraft in an OCI layout (docs/images.md). All arguments after the
+first lone -- form the guest's command line, including any further --; they replace that of an OCI image, as --initrd
+and --disk replace its files.
 
 Set up the machine:
   -m, --memory SIZE     set the guest's memory, such as 64M, 2G or 65536K; default unit M (default 128M, minimum 1M)
@@ -245,6 +247,7 @@ SIGTERM, SIGINT and SIGQUIT end mayfly at once, by that signal. So does SIGHUP w
 Try:   mayfly run unikernel.elf --memory 64M -- hello
        mayfly run unikernel.elf --disk data.img,ro --net user
        mayfly run unikernel.elf --timings
+       mayfly run oci:layout:v1 --memory 64M
 "
 );
 
@@ -255,7 +258,8 @@ usage: mayfly inspect KERNEL
 
 Prints the format, the segments, the notes and the entry points of the image. For each segment, shows the number of
 bytes mapped from the file, read, and zeroed. For each boot protocol, shows if the image supports it, and the reason.
-Requires no KVM.
+For oci:LAYOUT[:TAG][@DIGEST] or oci-archive:FILE[:TAG][@DIGEST], first prints platform, digest, kernel, command line,
+initrd and disk of the OCI image, each with its source (docs/images.md). Requires no KVM.
 
 exit status:
   0     mayfly run can boot the image
@@ -263,6 +267,7 @@ exit status:
   2     usage error
 
 Try:   mayfly inspect /boot/vmlinuz
+       mayfly inspect oci:layout:v1
 ";
 
 const DEMO: &str = "\

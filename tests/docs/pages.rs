@@ -13,7 +13,7 @@
 //! A `text` block after `<!-- output -->` lists lines that the block before it prints, in this order.
 
 /// Every page with commands, with its path in the repository.
-pub const PAGES: [(&str, &str); 18] = [
+pub const PAGES: [(&str, &str); 19] = [
     ("README.md", include_str!("../../README.md")),
     ("CONTRIBUTING.md", include_str!("../../CONTRIBUTING.md")),
     ("SECURITY.md", include_str!("../../SECURITY.md")),
@@ -27,6 +27,7 @@ pub const PAGES: [(&str, &str); 18] = [
     ),
     ("docs/glossary.md", include_str!("../../docs/glossary.md")),
     ("docs/guests.md", include_str!("../../docs/guests.md")),
+    ("docs/images.md", include_str!("../../docs/images.md")),
     ("docs/install.md", include_str!("../../docs/install.md")),
     ("docs/networking.md", include_str!("../../docs/networking.md")),
     ("docs/performance.md", include_str!("../../docs/performance.md")),

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::process::{Command, ExitStatus, Stdio};
 use std::{env, fs};
 
-use scratch::Directory;
+use scratch::{Directory, Requirement};
 
 use crate::guests::{file, jailer, program};
 use crate::network::in_own_network;
@@ -20,6 +20,8 @@ scenarios! {
     debugging => run("docs/debugging.md");
     firecracker_compatibility => run("docs/firecracker-compatibility.md");
     guests => run("docs/guests.md");
+    // The page makes its images by umoci and skopeo.
+    images => if scratch::require(Requirement::OciTools) { run("docs/images.md") };
     install => run("docs/install.md");
     networking => run("docs/networking.md");
     performance => run("docs/performance.md");
