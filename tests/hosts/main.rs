@@ -12,6 +12,7 @@
 //! | [`report`] | parser of the host's report |
 //! | [`contents`] | files in the host and in its Linux guest |
 //! | [`archive`] | cpio format |
+//! | [`layout`] | OCI layouts that tests write |
 //! | [`guest`] | mayfly processes: output, input, exit |
 //! | [`firecracker`], [`oracle`] | comparison with Firecracker |
 //! | [`calls`] | system calls of a process |
@@ -52,6 +53,9 @@ mod guest;
 mod host;
 mod images;
 mod kind;
+#[allow(dead_code, reason = "tests/local uses the rest")]
+#[path = "../local/layout.rs"]
+mod layout;
 mod linux;
 #[allow(dead_code, reason = "tests/clients uses the rest")]
 #[path = "../clients/oracle/mod.rs"]

@@ -1,15 +1,13 @@
 //! Images of OCI layouts: made by this test, or by umoci and skopeo.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use scratch::{Directory, Requirement};
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use vmm::arch::{Architecture, Native, Platform};
+use serde_json::json;
 
 use crate::guests::{file, program};
+use crate::layout::{self, architecture, write_layout};
 
 /// Exit status after an error of KVM.
 const FAULT: i32 = 121;
@@ -48,66 +46,6 @@ fn tool(directory: &Directory, line: &str) {
     assert!(output.status.success(), "{line}: {output:?}");
 }
 
-/// Returns the name of the architecture in images.
-fn architecture() -> &'static str {
-    match Native::ARCHITECTURE {
-        Architecture::X86_64 => "amd64",
-        Architecture::Aarch64 => "arm64",
-    }
-}
-
-/// Writes a blob to the layout at `layout`. Returns its descriptor.
-fn blob(layout: &Path, media_type: &str, bytes: &[u8]) -> Value {
-    let digest: String = Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    fs::write(layout.join("blobs/sha256").join(&digest), bytes).unwrap();
-    json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len()})
-}
-
-/// Writes a layout `app` with one image, whose layers each hold one file: its path in the image, its content, and the annotations of the
-/// layer.
-fn write_layout(directory: &Directory, files: &[(&str, &[u8], Value)], annotations: &Value, config: &Value) {
-    let layout = directory.path("app");
-    fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
-    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-    let layers: Vec<Value> = files
-        .iter()
-        .map(|(path, content, annotations)| {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(content.len() as u64);
-            let mut builder = tar::Builder::new(Vec::new());
-            builder.append_data(&mut header, path, *content).unwrap();
-            let tar = builder.into_inner().unwrap();
-            let mut layer = blob(&layout, "application/vnd.oci.image.layer.v1.tar", &tar);
-            layer["annotations"] = annotations.clone();
-            layer
-        })
-        .collect();
-    let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
-    let config = json!({
-        "architecture": architecture(),
-        "os": "fc",
-        "config": config,
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-    });
-    let config = blob(
-        &layout,
-        "application/vnd.oci.image.config.v1+json",
-        config.to_string().as_bytes(),
-    );
-    let manifest =
-        json!({"schemaVersion": 2, "config": config, "layers": layers, "annotations": annotations});
-    let manifest = blob(
-        &layout,
-        "application/vnd.oci.image.manifest.v1+json",
-        manifest.to_string().as_bytes(),
-    );
-    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
-    fs::write(layout.join("index.json"), index.to_string()).unwrap();
-}
-
 /// Writes a layout `app` whose image boots the guest `name` by the conventions of urunc.
 fn write_urunc(directory: &Directory, name: &str) {
     let kernel = fs::read(file(name)).unwrap();
@@ -126,20 +64,7 @@ fn write_urunc(directory: &Directory, name: &str) {
 /// Writes a layout `app` whose image boots `initrd.elf` with an initrd of 5,000 bytes by the conventions of Kraft.
 fn write_kraft(directory: &Directory) {
     let kernel = fs::read(file("initrd.elf")).unwrap();
-    let (kernel_path, initrd_path) = ("/unikraft/bin/kernel", "/unikraft/bin/initrd");
-    let layers = [
-        (
-            &kernel_path[1..],
-            &kernel[..],
-            json!({"org.unikraft.kernel.image": kernel_path}),
-        ),
-        (
-            &initrd_path[1..],
-            &[1; 5000],
-            json!({"org.unikraft.kernel.initrd": initrd_path}),
-        ),
-    ];
-    write_layout(directory, &layers, &json!({}), &json!({"Cmd": ["--", "x"]}));
+    layout::write_kraft(directory, &kernel, &[1; 5000], &["--", "x"]);
 }
 
 #[test]

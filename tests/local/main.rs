@@ -21,6 +21,7 @@
 //! | [`faults`] | a start in which one system call fails |
 //! | [`filters`] | seccomp filters against the calls of mayfly |
 //! | [`images`] | images of OCI layouts |
+//! | [`layout`] | OCI layouts that tests write |
 //! | [`isolation`] | system calls that a hostile thread of a VM is refused |
 //! | [`access`] | a missing or inaccessible `/dev/kvm` |
 //! | [`virtio`] | drives and hostile guests |
@@ -67,6 +68,7 @@ mod guests;
 mod images;
 mod isolation;
 mod kvm_call_order;
+mod layout;
 mod loader;
 mod memory_limit;
 mod network;
