@@ -60,6 +60,6 @@ fn main() -> io::Result<()> {
         script.extend(functions.iter().map(|pattern| format!("        {pattern}\n")));
         script += "    }\n";
     }
-    script += "}\nINSERT AFTER .text;\n";
+    script += "}\nINSERT BEFORE .text;\n";
     io::stdout().write_all(script.as_bytes())
 }
