@@ -18,6 +18,8 @@ pub enum ThreadRole {
     Vcpu,
     /// Executes slow calls on open files.
     Worker,
+    /// Connects the serial port with the clients of its console.
+    Console,
 }
 
 /// Function that restricts the calling thread to a role for good.

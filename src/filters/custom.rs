@@ -10,7 +10,13 @@ use std::{fs, str};
 use libc::sock_filter;
 
 /// Names in the file, in the order of `ThreadRole`, and true for those that the file must have. `vmm` and `vcpu` are Firecracker's.
-pub const NAMES: [(&str, bool); 4] = [("start", false), ("vmm", true), ("vcpu", true), ("worker", false)];
+pub const NAMES: [(&str, bool); 5] = [
+    ("start", false),
+    ("vmm", true),
+    ("vcpu", true),
+    ("worker", false),
+    ("console", false),
+];
 
 /// Maximum number of instructions of a program, `BPF_MAXINSNS`.
 const MAX_INSTRUCTIONS: u64 = 4096;
@@ -42,7 +48,7 @@ enum Problem {
 ///
 /// # Errors
 /// [`Error`]
-pub fn read(path: &Path) -> Result<[&'static [sock_filter]; 4], Error> {
+pub fn read(path: &Path) -> Result<[&'static [sock_filter]; NAMES.len()], Error> {
     let failed = |problem| Error {
         path: path.to_owned(),
         problem,
@@ -57,8 +63,8 @@ pub fn read(path: &Path) -> Result<[&'static [sock_filter]; 4], Error> {
     parse(&bytes).map_err(failed)
 }
 
-fn parse(bytes: &[u8]) -> Result<[&'static [sock_filter]; 4], Problem> {
-    let mut programs = [None; 4];
+fn parse(bytes: &[u8]) -> Result<[&'static [sock_filter]; NAMES.len()], Problem> {
+    let mut programs = [None; NAMES.len()];
     let mut rest = bytes;
     for _ in 0..take_number(&mut rest)? {
         let length = take_number(&mut rest)?;
@@ -133,7 +139,7 @@ mod tests {
     #[test]
     fn programs_of_firecrackers_names_are_read() {
         let programs = parse(&file(&["api", "vcpu", "vmm"])).unwrap();
-        assert_eq!(programs.map(<[_]>::len), [0, 1, 1, 0]);
+        assert_eq!(programs.map(<[_]>::len), [0, 1, 1, 0, 0]);
         let instruction = programs[1][0];
         assert_eq!((instruction.code, instruction.k), (6, 0x7fff_0000));
     }

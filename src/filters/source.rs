@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::tree::{self, Instruction};
 
 /// Roles, in the order of `ThreadRole`.
-pub const ROLES: [&str; 4] = ["start", "vmm", "vcpu", "worker"];
+pub const ROLES: [&str; 5] = ["start", "vmm", "vcpu", "worker", "console"];
 
 /// `SECCOMP_RET_ERRNO | ENOSYS`: the C library then calls `clone`, whose flags a filter can check.
 const UNSUPPORTED: u32 = 0x5_0000 | 38;

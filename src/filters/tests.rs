@@ -124,6 +124,8 @@ fn role_allows_calls_of_roles_that_it_starts() {
             ("start", "vcpu"),
             ("vmm", "worker"),
             ("vcpu", "worker"),
+            ("start", "console"),
+            ("vmm", "console"),
         ] {
             let (outer_filter, inner_filter) = (filter(outer), filter(inner));
             let linear = [linear(&text, outer, name), linear(&text, inner, name)];
@@ -160,7 +162,7 @@ fn dangerous_calls_are_refused() {
         ("perf_event_open", libc::SYS_perf_event_open),
         ("chmod", libc::SYS_chmod),
     ];
-    for role in ["vmm", "vcpu", "worker"] {
+    for role in ["vmm", "vcpu", "worker", "console"] {
         let filter = tree(&text, role, "x86_64");
         for (name, number) in refused {
             let call = call(u32::try_from(number).unwrap(), ARCHITECTURES[0].1);

@@ -191,6 +191,8 @@ fn console_that_cannot_be_attached_is_named() {
     let directory = Directory::new();
     let socket = directory.text("api.sock");
     let process = ApiProcess::start();
+    // The client does not wait for the socket.
+    drop(process.connect());
     let output = scratch::run(&mut ctl(&[
         "--api-sock",
         process.socket().to_str().unwrap(),

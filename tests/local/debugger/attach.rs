@@ -78,6 +78,8 @@ fn ctl(process: &ApiProcess) -> Command {
 fn running_vm_is_debugged_over_its_api_socket() {
     scratch::limited(|| {
         let process = ApiProcess::start();
+        // The client does not wait for the socket.
+        drop(process.connect());
         let refused = scratch::run(ctl(&process).stdin(Stdio::null()));
         let text = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(

@@ -140,6 +140,19 @@ const UNUSED_RULES: &[(&str, &str)] = &[
     ("vmm fcntl F_GETFD", DEBUG),
     ("vcpu fcntl F_GETFD", DEBUG),
     ("worker fcntl F_GETFD", DEBUG),
+    ("console clock_gettime", VDSO),
+    (
+        "console futex",
+        "another thread has the lock of the heap at that moment",
+    ),
+    ("console restart_syscall", STOPPED),
+    ("console brk", ALLOCATION),
+    ("console mmap not executable", ALLOCATION),
+    ("console mprotect not executable", ALLOCATION),
+    ("console munmap", ALLOCATION),
+    ("console exit_group", END),
+    ("console rt_sigreturn", END),
+    ("console fcntl F_GETFD", DEBUG),
 ];
 
 // Reasons of `UNUSED_RULES`.

@@ -61,7 +61,7 @@ pub(super) fn start(source: Source, end: Box<dyn Any + Send>) -> io::Result<Cons
     let relay = Relay::new(OwnedFd::from(relay).into(), source)?;
     let thread = Builder::new().name("console".to_owned()).stack_size(STACK_SIZE);
     thread.spawn(move || {
-        ThreadRole::Worker.enter_or_log();
+        ThreadRole::Console.enter_or_log();
         relay.run();
     })?;
     Ok(Console {
