@@ -93,6 +93,7 @@ macro_rules! groups {
 groups! {
     access => "access";
     attach => "attach";
+    attached => "attached";
     core_dump => "core_dump";
     crash => "crash";
     debugger => "debugger";
