@@ -29,6 +29,7 @@ mod demo;
 mod filters;
 mod inspect;
 mod logging;
+mod measurement;
 mod output;
 mod printable;
 mod process;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::args::RestoreArgs;
 use crate::cli::hints::OptionSet;
+use crate::measurement;
 use crate::session::{Error, SessionSetup, StartError};
 use crate::shell;
 
@@ -12,7 +13,7 @@ use crate::shell;
 /// process before `started_at`.
 ///
 /// # Errors
-/// [`Error`] if the snapshot cannot be loaded, the event loop fails, or the trace cannot be written.
+/// [`Error`] if the snapshot cannot be loaded, the event loop fails, or the trace would be written to another file of it.
 pub fn restore(restore: RestoreArgs, started_at: Instant, exec: Duration) -> Result<u8, Error> {
     if let Some(socket) = &restore.shell {
         // Without the names of program and command.
@@ -25,7 +26,8 @@ pub fn restore(restore: RestoreArgs, started_at: Instant, exec: Duration) -> Res
         .record
         .as_ref()
         .map(|record| &record.path);
-    let setup = SessionSetup::prepare(restore.session, recorded, started_at)?;
+    let inputs = || measurement::snapshot_files(&restore.params);
+    let setup = SessionSetup::prepare(restore.session, recorded, &inputs, started_at)?;
     setup.run(exec, OptionSet::Restore, |control| {
         // From a memory file, and therefore loaded at its return.
         let loaded = control.load_snapshot(restore.params);

@@ -10,15 +10,17 @@ use vmm::timeline::Lane;
 
 use crate::cli::args::RunArgs;
 use crate::cli::hints::OptionSet;
+use crate::measurement;
 use crate::session::{Error, SessionSetup};
 
 /// Boots an image and runs the VM to its end. Returns the exit status. `exec` is the processor time of the process before
 /// `started_at`.
 ///
 /// # Errors
-/// [`Error`] if the VM cannot start, the event loop fails, or the trace cannot be written.
+/// [`Error`] if the VM cannot start, the event loop fails, or the trace would be written to another file of it.
 pub fn run(mut run: RunArgs, started_at: Instant, exec: Duration) -> Result<u8, Error> {
-    let setup = SessionSetup::prepare(run.session, None, started_at)?;
+    let inputs = || measurement::boot_files(&run.config);
+    let setup = SessionSetup::prepare(run.session, None, &inputs, started_at)?;
     let image = setup
         .timeline()
         .measure(Lane::Main, "open image", || open_image(&mut run.config.kernel))

@@ -1,7 +1,6 @@
 //! A VM of this process from its start to its end: API socket, signals, console, event loop and exit status.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io;
 use std::iter;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -31,6 +30,7 @@ use crate::cli::hints::{self, OptionSet};
 use crate::crash;
 use crate::filters::{self, FileRules};
 use crate::logging::{ProcessLog, print_message};
+use crate::measurement::{self, MeasurementFile};
 use crate::process;
 use crate::profile::Profile;
 use crate::shell::ClientError as ShellError;
@@ -100,24 +100,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The trace cannot be written.
-    #[error("cannot write the trace to {}; name a writable file", path.display())]
-    Trace {
-        /// Path of the trace.
-        path: PathBuf,
-        /// Error of the system call.
-        #[source]
-        source: io::Error,
-    },
-    /// The profile cannot be written.
-    #[error("cannot write the profile to {}; name a writable file", path.display())]
-    Profile {
-        /// Path of the profile.
-        path: PathBuf,
-        /// Error of the system call.
-        #[source]
-        source: io::Error,
-    },
+    /// Trace or profile cannot be written.
+    #[error(transparent)]
+    Measurement(Box<measurement::Error>),
 }
 
 impl Error {
@@ -138,6 +123,7 @@ impl Error {
             Self::Start(error) => error,
             Self::Suspend(error) => error.as_ref(),
             Self::CrashDirectory(error) => error,
+            Self::Measurement(error) => error.as_ref(),
             Self::Load(error) | Self::Shell(ShellError::Load(error)) => error,
             other => other,
         }
@@ -150,6 +136,14 @@ pub enum StartError {
     Start(control::Error),
     /// The snapshot cannot be loaded.
     Load(LoadSnapshotError),
+    /// The VM has another use for the file of a measurement.
+    Measurement(measurement::Error),
+}
+
+impl From<measurement::Error> for Error {
+    fn from(error: measurement::Error) -> Self {
+        Self::Measurement(Box::new(error))
+    }
 }
 
 impl From<control::Error> for StartError {
@@ -220,8 +214,8 @@ pub struct SessionSetup {
     api: Option<Api>,
     timeline: Arc<Timeline>,
     timings: bool,
-    trace: Option<Output>,
-    profile: Option<Output>,
+    trace: Option<MeasurementFile>,
+    profile: Option<MeasurementFile>,
     suspend: SuspendArgs,
     crash_directory: Option<PathBuf>,
     debug: Option<DebugSettings>,
@@ -230,13 +224,14 @@ pub struct SessionSetup {
 
 impl SessionSetup {
     /// Opens the files and the socket of `session`, and prepares the isolation. Times count from `started_at`. `recorded` is a file that
-    /// the VM writes later.
+    /// the VM writes later; `inputs` returns the other files of the VM.
     ///
     /// # Errors
     /// [`Error`] if one of them cannot be opened.
     pub fn prepare(
         session: SessionArgs,
         recorded: Option<&PathBuf>,
+        inputs: &dyn Fn() -> Vec<OpenFile>,
         started_at: Instant,
     ) -> Result<Self, Error> {
         let files = FileRules {
@@ -264,27 +259,29 @@ impl SessionSetup {
         if session.profile.path.is_some() {
             timeline = timeline.with_sampler(session.profile.settings(session.trace.is_some()));
         }
-        let setup = Self::prepare_with(session, Arc::new(timeline))?;
+        let setup = Self::prepare_with(session, inputs, Arc::new(timeline))?;
         Ok(Self { debug, ..setup })
     }
 
-    /// Opens the files and the socket of `session`, for a VM with `timeline`.
+    /// Opens the files and the socket of `session`, for a VM with `timeline` and `inputs`.
     ///
     /// # Errors
     /// As of [`prepare`](Self::prepare).
-    pub fn prepare_with(session: SessionArgs, timeline: Arc<Timeline>) -> Result<Self, Error> {
+    pub fn prepare_with(
+        session: SessionArgs,
+        inputs: &dyn Fn() -> Vec<OpenFile>,
+        timeline: Arc<Timeline>,
+    ) -> Result<Self, Error> {
         // Before the guest runs: a wrong path must not cost a run. Before signals are blocked: opening a FIFO may block.
-        let failed = |path, source| Error::Trace { path, source };
-        let trace = Output::create(session.trace.as_ref(), failed)?;
-        let failed = |path, source| Error::Profile { path, source };
-        let profile = Output::create(session.profile.path.as_ref(), failed)?;
+        let [trace, profile] = match session.trace.is_some() || session.profile.path.is_some() {
+            true => open_measurements(&session, inputs())?,
+            false => [None, None],
+        };
         let mut api = api_options(&session).map(open_api).transpose()?;
-        let outputs = [(FileRole::Trace, &trace), (FileRole::Profile, &profile)];
-        for (role, output) in outputs {
-            if let (Some(api), Some(output)) = (&mut api, output) {
-                let file = OpenFile::new(role, &output.file);
-                file.into_iter().for_each(|file| api.keep_file(file));
-            }
+        if let Some(api) = &mut api {
+            let files = [&trace, &profile].into_iter().flatten();
+            let files = files.filter_map(|file| file.open_file().cloned());
+            files.for_each(|file| api.keep_file(file));
         }
         Ok(Self {
             api,
@@ -308,7 +305,7 @@ impl SessionSetup {
     /// time of the process before its first measurement; `options` are those of the command.
     ///
     /// # Errors
-    /// [`Error`] if the VM cannot start, the event loop fails, or trace or profile cannot be written.
+    /// [`Error`] if the VM cannot start, the event loop fails, or trace or profile would be written to another file of it.
     pub fn run(
         self,
         exec: Duration,
@@ -316,12 +313,11 @@ impl SessionSetup {
         start: impl FnOnce(&mut Control) -> Result<(), StartError>,
     ) -> Result<u8, Error> {
         let control = new_control(&self.timeline);
-        let end = self.wait(exec, control, None, start)?;
-        Ok(exit_status(&end, options))
+        let finished = self.wait(exec, control, None, start)?;
+        Ok(finished.status(options))
     }
 
-    /// Runs the VM of `control` as [`run`](Self::run) does, at most until the end of the connection `owner`. Returns the reason for its
-    /// end.
+    /// Runs the VM of `control` as [`run`](Self::run) does, at most until the end of the connection `owner`.
     ///
     /// # Errors
     /// As of [`run`](Self::run).
@@ -331,7 +327,7 @@ impl SessionSetup {
         mut control: Control,
         owner: Option<BorrowedFd<'_>>,
         start: impl FnOnce(&mut Control) -> Result<(), StartError>,
-    ) -> Result<ExitReason, Error> {
+    ) -> Result<Finished, Error> {
         set_suspend(&mut control, self.suspend).map_err(|error| Error::Suspend(Box::new(error)))?;
         set_crash_directory(&mut control, self.crash_directory.as_deref())?;
         if self.serial != SerialTarget::Stdio {
@@ -340,30 +336,50 @@ impl SessionSetup {
         if let Some(debug) = self.debug {
             control.set_debugger(debug);
         }
-        let Ended {
-            reason,
-            ports,
-            addresses,
-            profile,
-        } = start_and_wait(control, self.api, owner, start)?;
+        let start = |control: &mut Control| {
+            start(control)?;
+            let files = [&self.trace, &self.profile].into_iter().flatten();
+            let emptied = files.into_iter().try_for_each(|file| file.empty(control));
+            emptied.map_err(StartError::Measurement)
+        };
+        let ended = start_and_wait(control, self.api, owner, start)?;
         let spans = self.timeline.spans();
         if self.timings {
             print_message(timings::table(exec, &spans).trim_end());
             print_message(&format!(
-                "unclaimed accesses: {ports} to ports, {addresses} to addresses"
+                "unclaimed accesses: {} to ports, {} to addresses",
+                ended.ports, ended.addresses
             ));
         }
-        if let (Some(output), Some(profile)) = (self.profile, &profile) {
-            write_profile(output, profile)?;
+        let mut is_written = true;
+        if let (Some(file), Some(profile)) = (self.profile, &ended.profile) {
+            is_written = report(write_profile(file, profile));
         }
-        match (self.trace, &profile) {
-            (None, _) => {}
-            (Some(trace), None) => {
-                trace.write(|out| timings::write_trace(out, exec, &spans, &mut iter::empty()))?;
-            }
-            (Some(trace), Some(profile)) => write_sampled_trace(trace, exec, &spans, profile)?,
+        if let Some(file) = self.trace {
+            is_written &= report(write_measured_trace(file, exec, &spans, ended.profile.as_ref()));
         }
-        Ok(reason)
+        Ok(Finished {
+            reason: ended.reason,
+            is_written,
+        })
+    }
+}
+
+/// End of a VM whose measurements have been written, or cannot be.
+pub struct Finished {
+    /// Reason for the end.
+    pub reason: ExitReason,
+    is_written: bool,
+}
+
+impl Finished {
+    /// Returns the exit status, and prints a message as [`exit_status`] does. Without a measurement that was to be written, a success
+    /// is a failure.
+    pub fn status(&self, options: OptionSet) -> u8 {
+        match exit_status(&self.reason, options) {
+            process::SUCCESS if !self.is_written => process::FAILURE,
+            status => status,
+        }
     }
 }
 
@@ -448,55 +464,58 @@ fn open_api(options: ApiOptions<'_>) -> Result<Api, Error> {
     options.open().map_err(|error| Error::Api(Box::new(error)))
 }
 
-/// File that is written at the end of the VM.
-struct Output {
-    path: PathBuf,
-    file: File,
-    /// Returns the error of the file.
-    failed: fn(PathBuf, io::Error) -> Error,
+/// Opens the files of trace and profile. None is another file of the session, or one of the `others`.
+#[inline(never)]
+fn open_measurements(
+    session: &SessionArgs,
+    mut others: Vec<OpenFile>,
+) -> Result<[Option<MeasurementFile>; 2], Error> {
+    let log = session.log.path.as_deref();
+    others.extend(log.and_then(|path| OpenFile::at(FileRole::Log, path)));
+    if let SerialTarget::File(path) = &session.serial {
+        others.extend(OpenFile::at(FileRole::Serial, path));
+    }
+    let mut open = |role, path: &Option<PathBuf>| {
+        let file = path.as_deref();
+        let file = file.map(|path| MeasurementFile::open(role, path, &others));
+        let file = file.transpose()?;
+        others.extend(file.as_ref().and_then(MeasurementFile::open_file).cloned());
+        Ok::<_, measurement::Error>(file)
+    };
+    let trace = open(FileRole::Trace, &session.trace)?;
+    Ok([trace, open(FileRole::Profile, &session.profile.path)?])
 }
 
-impl Output {
-    /// Creates the file at `path`, if there is a path.
-    fn create(
-        path: Option<&PathBuf>,
-        failed: fn(PathBuf, io::Error) -> Error,
-    ) -> Result<Option<Self>, Error> {
-        let Some(path) = path.cloned() else {
-            return Ok(None);
-        };
-        match File::create(&path) {
-            Ok(file) => Ok(Some(Self { path, file, failed })),
-            Err(source) => Err(failed(path, source)),
-        }
+/// Prints the error of a measurement. Returns true if there is none.
+fn report(written: Result<(), measurement::Error>) -> bool {
+    if let Err(error) = &written {
+        print_message(&hints::describe(error, OptionSet::None));
     }
-
-    fn write(self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Error> {
-        let mut out = BufWriter::new(self.file);
-        let written = write(&mut out).and_then(|()| out.flush());
-        written.map_err(|source| (self.failed)(self.path, source))
-    }
+    written.is_ok()
 }
 
 /// Writes the profile and prints a summary of it.
 #[inline(never)]
-fn write_profile(output: Output, profile: &Profile) -> Result<(), Error> {
-    let path = output.path.display().to_string();
-    output.write(|out| profile.write_folded(out))?;
+fn write_profile(file: MeasurementFile, profile: &Profile) -> Result<(), measurement::Error> {
+    let path = file.path().display().to_string();
+    file.write(|out| profile.write_folded(out))?;
     print_message(&format!("profile in {path}: {}", profile.summary()));
     Ok(())
 }
 
-/// Writes a trace with the samples beside the phases.
+/// Writes a trace, with the samples of `profile` beside the phases.
 #[inline(never)]
-fn write_sampled_trace(
-    trace: Output,
+fn write_measured_trace(
+    file: MeasurementFile,
     exec: Duration,
     spans: &[Span],
-    profile: &Profile,
-) -> Result<(), Error> {
+    profile: Option<&Profile>,
+) -> Result<(), measurement::Error> {
+    let Some(profile) = profile else {
+        return file.write(|out| timings::write_trace(out, exec, spans, &mut iter::empty()));
+    };
     let (mut events, dropped) = profile.events(exec);
-    trace.write(|out| timings::write_trace(out, exec, spans, &mut events))?;
+    file.write(|out| timings::write_trace(out, exec, spans, &mut events))?;
     if dropped > 0 {
         print_message(&format!(
             "warning: the trace lacks {dropped} samples or slices, which exceed its limits; the profile has them"
@@ -537,6 +556,7 @@ pub fn start_and_wait(
     start(&mut control).map_err(|error| match error {
         StartError::Start(error) => Error::Start(error),
         StartError::Load(error) => Error::Load(error),
+        StartError::Measurement(error) => error.into(),
     })?;
     let service = api.as_mut().map(|api| api as &mut dyn Service);
     let mut reason = event_loop::run(&mut control, service, &signals, owner).map_err(Error::Vm)?;

@@ -43,6 +43,7 @@ use crate::cli::args::{self, Command, RestoreArgs, ShellArgs, ShellSocket};
 use crate::cli::hints::{self, OptionSet};
 use crate::filters::{self, FileRules, Isolation};
 use crate::logging::print_message;
+use crate::measurement;
 use crate::process;
 use crate::session::{self, SessionSetup, StartError};
 use message::{Reply, Request};
@@ -253,7 +254,10 @@ fn run(accepted: Accepted, control: Control, timeline: Arc<Timeline>, waiter: Wa
             operation: "take over the descriptors of the client",
             source,
         })
-        .and_then(|()| SessionSetup::prepare_with(accepted.restore.session, timeline))
+        .and_then(|()| {
+            let inputs = || measurement::snapshot_files(&accepted.restore.params);
+            SessionSetup::prepare_with(accepted.restore.session, &inputs, timeline)
+        })
         .and_then(|setup| {
             let client = (!accepted.is_detached).then(|| stream.as_fd());
             setup.wait(Duration::ZERO, control, client, |control| {
@@ -262,19 +266,19 @@ fn run(accepted: Accepted, control: Control, timeline: Arc<Timeline>, waiter: Wa
                 loaded.map(drop).map_err(StartError::Load)
             })
         });
-    let end = match ended {
-        Ok(end) => end,
+    let finished = match ended {
+        Ok(finished) => finished,
         Err(error) => {
             print_message(&hints::describe(error.inner(), OptionSet::Restore));
             let _ = Reply::Status(error.status()).send(&mut stream);
             return error.status();
         }
     };
-    if let ExitReason::Signal(signal) = end {
+    if let ExitReason::Signal(signal) = finished.reason {
         // Before the signal ends this process.
         let _ = Reply::Signal(signal).send(&mut stream);
     }
-    let status = session::exit_status(&end, OptionSet::Restore);
+    let status = finished.status(OptionSet::Restore);
     let _ = Reply::Status(status).send(&mut stream);
     status
 }

@@ -707,6 +707,12 @@ impl Control {
         &self.timeline
     }
 
+    /// Returns the use that the VM has for `file`; `None` before the start.
+    #[inline(never)]
+    pub fn role_of(&self, file: &OpenFile) -> Option<FileRole> {
+        crate::persistence::role_in(self.vm()?.core(), file)
+    }
+
     /// Returns the VM once it has been started.
     pub fn vm(&self) -> Option<&Vm> {
         match &self.instance {

@@ -29,6 +29,7 @@ pub use generations::{
 };
 pub use load::{Error as LoadSnapshotError, LoadSnapshotParams, OpenSnapshot};
 pub use names::{Error as NameError, UnnamedDevice};
+pub(crate) use open_files::role_in;
 pub use open_files::{FileRole, OpenFile};
 pub use saved_machine::{Error as SavedMachineError, SavedMachine, SavedRegion, SavedRegisters};
 pub use snapshot::file::{Contents, VERSION as STATE_VERSION};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 
 use devices::lock;
 use snapshot::file::FileIdentity;
@@ -21,6 +22,12 @@ pub enum FileRole {
     Device(DeviceKind, String),
     /// Memory file from which guest memory is mapped.
     Memory,
+    /// State file that was loaded.
+    State,
+    /// Working set to prefetch or to record.
+    WorkingSet,
+    /// First frames of a network interface.
+    FirstFrames,
     /// Destination of the guest's serial output.
     Serial,
     /// Destination of log messages.
@@ -40,6 +47,9 @@ impl fmt::Display for FileRole {
             Self::Initrd => formatter.write_str("the initrd"),
             Self::Device(kind, id) => write!(formatter, "{kind} {id:?}"),
             Self::Memory => formatter.write_str("the memory file that was loaded"),
+            Self::State => formatter.write_str("the state file that was loaded"),
+            Self::WorkingSet => formatter.write_str("the working set"),
+            Self::FirstFrames => formatter.write_str("the first frames of a network interface"),
             Self::Serial => formatter.write_str("the serial output of the guest"),
             Self::Log => formatter.write_str("the log"),
             Self::Metrics => formatter.write_str("the metrics file"),
@@ -63,11 +73,32 @@ impl OpenFile {
         Some(Self { role, identity })
     }
 
+    /// Returns the file at `path` with its use, or `None` if there is no regular file.
+    pub fn at(role: FileRole, path: &Path) -> Option<Self> {
+        let identity = FileIdentity::at(path)?;
+        Some(Self { role, identity })
+    }
+
+    /// Returns the use.
+    pub fn role(&self) -> &FileRole {
+        &self.role
+    }
+
+    /// Returns true if both are the same file.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        self.identity == other.identity
+    }
+
     /// As [`new`](Self::new), for a file that another object owns.
     pub fn of_descriptor(role: FileRole, file: BorrowedFd<'_>) -> Option<Self> {
         // The duplicate is needed for its type alone.
         Self::new(role, &File::from(file.try_clone_to_owned().ok()?))
     }
+}
+
+/// Returns the use that `vm` has for `file`.
+pub(crate) fn role_in(vm: &VmCore, file: &OpenFile) -> Option<FileRole> {
+    OpenFiles::list(vm, &[]).role_of(file.identity, None)
 }
 
 /// Open files of a VM and its process.
