@@ -2,12 +2,15 @@
 
 use std::fmt;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use vmm::boot::elf::MAGIC;
 use vmm::boot::file::HeaderFields;
 
 const PT_LOAD: u32 = 1;
+/// Flag of an executable segment.
+const PF_X: u32 = 1;
 const EM_X86_64: u16 = 62;
 const EM_AARCH64: u16 = 183;
 const SHT_SYMTAB: u32 = 2;
@@ -27,8 +30,6 @@ const MAX_TABLE: u64 = 64 << 20;
 const MAX_NAME: usize = 200;
 /// Maximum number of comparisons of a symbol with an address in it. Few symbols contain the same address.
 const MAX_COMPARISONS: usize = 1 << 26;
-/// Number of functions among which an earlier one is found again, instead of read again.
-const MAX_NESTED: usize = 16;
 /// Bytes at the start of a function in which it sets up its frame pointer.
 const PROLOGUE: usize = 32;
 
@@ -110,12 +111,15 @@ struct Search<'a> {
     found: Vec<Option<Candidate>>,
     /// Best symbol without a size, such as a label of assembly code, between each address and the one before.
     labels: Vec<Option<Candidate>>,
+    /// Addresses of the executable segments. A label names only code in its own segment: others mark the end of the image.
+    code: Vec<Range<u64>>,
     comparisons: usize,
 }
 
 impl<'a> Search<'a> {
-    fn new(addresses: &'a [u64]) -> Self {
+    fn new(addresses: &'a [u64], code: Vec<Range<u64>>) -> Self {
         Self {
+            code,
             addresses,
             found: vec![None; addresses.len()],
             labels: vec![None; addresses.len()],
@@ -128,6 +132,9 @@ impl<'a> Search<'a> {
             .addresses
             .partition_point(|address| *address < candidate.value);
         if candidate.size == 0 {
+            if !self.code.iter().any(|code| code.contains(&candidate.value)) {
+                return;
+            }
             if let Some(label) = self.labels.get_mut(first) {
                 *label = (*label).max(Some(candidate));
             }
@@ -144,9 +151,14 @@ impl<'a> Search<'a> {
     /// Returns the best symbol of each address. One that contains it precedes labels.
     fn finish(mut self) -> Vec<Option<Candidate>> {
         let mut label = None;
-        for (found, next) in self.found.iter_mut().zip(self.labels) {
+        let addresses = self.addresses.iter().zip(self.labels);
+        for (found, (address, next)) in self.found.iter_mut().zip(addresses) {
             label = label.max(next);
-            *found = found.or(label);
+            let is_near = |label: &Candidate| {
+                let mut code = self.code.iter();
+                code.any(|code| code.contains(&label.value) && code.contains(address))
+            };
+            *found = found.or(label.filter(is_near));
         }
         self.found
     }
@@ -212,7 +224,7 @@ impl<'a> Symbols<'a> {
 
     /// Returns the functions of `addresses`, which are in ascending order.
     pub fn functions(&self, addresses: &[u64]) -> Functions {
-        let mut search = Search::new(addresses);
+        let mut search = Search::new(addresses, self.executable_segments());
         let entry = if self.is_64_bit { 24 } else { 16 };
         let mut at = 0;
         while at < self.table.size {
@@ -236,23 +248,20 @@ impl<'a> Symbols<'a> {
     fn describe(&self, found: &[Option<Candidate>]) -> Functions {
         let mut functions = Functions::default();
         // A function around others comes again after each of them.
-        let mut known: Vec<(Candidate, Option<u32>)> = Vec::new();
-        for candidate in found {
-            let number = candidate.and_then(|candidate| {
-                let recent = known.iter().rev().take(MAX_NESTED);
-                let recent = recent.into_iter().find(|(known, _)| *known == candidate);
-                if let Some((_, number)) = recent {
-                    return *number;
-                }
-                let number = self.function(candidate).and_then(|function| {
-                    functions.functions.push(function);
-                    u32::try_from(functions.functions.len() - 1).ok()
-                });
-                known.push((candidate, number));
-                number
-            });
-            functions.numbers.push(number);
-        }
+        let mut candidates: Vec<_> = found.iter().flatten().copied().collect();
+        candidates.sort_unstable();
+        candidates.dedup();
+        let number = |candidate: &Candidate| {
+            let function = self.function(*candidate)?;
+            functions.functions.push(function);
+            u32::try_from(functions.functions.len() - 1).ok()
+        };
+        let numbers: Vec<_> = candidates.iter().map(number).collect();
+        let number = |candidate: &Option<Candidate>| {
+            let index = candidates.binary_search(candidate.as_ref()?).ok()?;
+            numbers.get(index).copied()?
+        };
+        functions.numbers = found.iter().map(number).collect();
         functions
     }
 
@@ -267,7 +276,7 @@ impl<'a> Symbols<'a> {
                 symbol.u32(8).into(),
             ),
         };
-        // A number that the linker was given is no address.
+        // Absolute symbols are numbers, not addresses.
         let is_code =
             ![SHN_UNDEF, SHN_ABS].contains(&section) && [STT_NOTYPE, STT_FUNC].contains(&(info & 0xf));
         is_code.then(|| Candidate {
@@ -300,21 +309,41 @@ impl<'a> Symbols<'a> {
         Some(String::from_utf8_lossy(name).into_owned())
     }
 
+    /// Returns the segments that are loaded.
+    fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+        let (size, _) = header_sizes(self.is_64_bit);
+        let headers = self.program_headers.chunks_exact(size).map(HeaderFields);
+        let headers = headers.filter(|header| header.u32(0) == PT_LOAD);
+        headers.map(|header| match self.is_64_bit {
+            true => Segment {
+                flags: header.u32(4),
+                offset: header.u64(8),
+                start: header.u64(16),
+                size: header.u64(32),
+            },
+            false => Segment {
+                flags: header.u32(24),
+                offset: header.u32(4).into(),
+                start: header.u32(8).into(),
+                size: header.u32(16).into(),
+            },
+        })
+    }
+
+    /// Returns the addresses of the executable segments.
+    fn executable_segments(&self) -> Vec<Range<u64>> {
+        let code = self.segments().filter(|segment| segment.flags & PF_X != 0);
+        code.map(|segment| segment.start..segment.start.saturating_add(segment.size))
+            .collect()
+    }
+
     /// Returns up to `length` bytes of the file at the virtual `address`.
     fn code(&self, address: u64, length: usize) -> Option<Vec<u8>> {
-        let (size, _) = header_sizes(self.is_64_bit);
-        let headers = self.program_headers.chunks_exact(size);
-        headers.map(HeaderFields).find_map(|header| {
-            let (offset, start, size) = match self.is_64_bit {
-                true => (header.u64(8), header.u64(16), header.u64(32)),
-                false => (header.u32(4).into(), header.u32(8).into(), header.u32(16).into()),
-            };
-            let within = address.checked_sub(start).filter(|within| *within < size)?;
-            if header.u32(0) != PT_LOAD {
-                return None;
-            }
-            let length = usize::try_from(size - within).unwrap_or(length).min(length);
-            read(self.file, offset.checked_add(within)?, length)
+        self.segments().find_map(|segment| {
+            let within = address.checked_sub(segment.start)?;
+            let rest = segment.size.checked_sub(within).filter(|rest| *rest > 0)?;
+            let length = usize::try_from(rest).unwrap_or(length).min(length);
+            read(self.file, segment.offset.checked_add(within)?, length)
         })
     }
 
@@ -347,6 +376,17 @@ impl<'a> Symbols<'a> {
         let position = code.windows(length).step_by(step).position(is_set_up)?;
         Some((position * step + length) as u64)
     }
+}
+
+/// Segment that is loaded.
+struct Segment {
+    flags: u32,
+    /// Offset in the file.
+    offset: u64,
+    /// Virtual address.
+    start: u64,
+    /// Bytes in the file: no code is behind them.
+    size: u64,
 }
 
 /// Header of a section.
@@ -430,6 +470,7 @@ mod tests {
             put(at, &value.to_le_bytes());
         }
         put(64, &1_u32.to_le_bytes());
+        put(68, &5_u32.to_le_bytes());
         for (at, value) in [(72, CODE_AT as u64), (80, CODE), (96, code.len() as u64)] {
             put(at, &value.to_le_bytes());
         }
@@ -492,7 +533,8 @@ mod tests {
         );
         let expected = [
             None,
-            symbol("before", 0xf, None),
+            // The label is in no segment.
+            None,
             symbol("function", 0, None),
             symbol("function", 0x1f, None),
             symbol("local", 0x10, None),
@@ -500,6 +542,35 @@ mod tests {
             None,
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn label_names_code_of_its_segment_alone() {
+        let symbols = [
+            ("start", GLOBAL_LABEL, CODE, 0),
+            ("image_end", GLOBAL_LABEL, CODE + 0x100, 0),
+        ];
+        let mut image = elf(EM_X86_64, &[0x90; 0x20], &symbols);
+        let addresses = [CODE + 0x1f, CODE + 0x20, CODE + 0x100, CODE + 0x1000, u64::MAX];
+        let mut expected = vec![None; addresses.len()];
+        expected[0] = symbol("start", 0x1f, None);
+        assert_eq!(find(&image, &addresses), expected);
+        // Without the flag.
+        image[68] = 4;
+        assert_eq!(find(&image, &addresses), vec![None; addresses.len()]);
+    }
+
+    #[test]
+    fn function_around_many_others_has_one_number() {
+        let mut symbols = vec![("around", GLOBAL_FUNCTION, CODE, 0x40)];
+        symbols.extend((0..18).map(|at| ("in", GLOBAL_FUNCTION, CODE + 1 + 2 * at, 1)));
+        let file = Temporary::with(&elf(EM_X86_64, &[0x90; 0x40], &symbols));
+        let file = File::open(file.path()).unwrap();
+        let addresses: Vec<_> = (CODE..CODE + 0x40).collect();
+        let found = Symbols::open(&file).unwrap().functions(&addresses);
+        assert_eq!(found.functions.len(), 19);
+        assert_eq!(found.numbers[0x3f], found.numbers[0]);
+        assert_eq!(found.numbers[2], found.numbers[0]);
     }
 
     #[test]
@@ -531,7 +602,7 @@ mod tests {
             })
             .collect();
         let addresses: Vec<_> = (0..4200).filter(|_| draw(3) == 0).collect();
-        let mut search = Search::new(&addresses);
+        let mut search = Search::new(&addresses, std::iter::once(0..5000).collect());
         symbols.iter().for_each(|symbol| search.add(*symbol));
         for (address, found) in addresses.iter().zip(search.finish()) {
             let precedes = symbols.iter().filter(|symbol| symbol.value <= *address);
