@@ -1,6 +1,6 @@
 //! Samples of the guest's execution, for a profile of its functions.
 //!
-//! Memory is bounded: the first [`MAX_STACKS`] stacks have counts of their own, and the first [`MAX_MOMENTS`] samples their times.
+//! Memory is bounded: the first [`MAX_STACKS`] stacks, and of them those with [`MAX_TOTAL`] addresses, have counts of their own, and the first [`MAX_MOMENTS`] samples their times.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -12,6 +12,8 @@ use devices::lock;
 pub const MAX_ADDRESSES: usize = 64;
 /// Maximum number of stacks.
 pub const MAX_STACKS: usize = 65_536;
+/// Maximum addresses of all stacks. The end of the VM waits until their functions are found and written.
+pub const MAX_TOTAL: usize = 1 << 18;
 /// Maximum number of samples with a time.
 pub const MAX_MOMENTS: usize = 262_144;
 /// Number of first samples with the bytes of their instructions.
@@ -70,7 +72,7 @@ pub struct SampledInstruction {
 pub struct Samples {
     /// Stacks, in the order of their first samples.
     pub stacks: Vec<SampledStack>,
-    /// Number of samples whose stacks exceed [`MAX_STACKS`].
+    /// Number of samples whose stacks exceed [`MAX_STACKS`] or [`MAX_TOTAL`].
     pub other: u64,
     /// Samples in the order of their ends; empty if the settings request no times.
     pub moments: Vec<Moment>,
@@ -89,25 +91,34 @@ struct Entry {
 
 /// Counts of stacks, each a list of numbers.
 #[derive(Debug, Default)]
-pub struct StackCounts(HashMap<Box<[u64]>, Entry>);
+pub struct StackCounts {
+    entries: HashMap<Box<[u64]>, Entry>,
+    /// Sum of the lengths of the stacks.
+    total: usize,
+}
 
 impl StackCounts {
     /// Returns no counts, with room for all stacks.
     fn with_room() -> Self {
-        Self(HashMap::with_capacity(MAX_STACKS))
+        Self {
+            entries: HashMap::with_capacity(MAX_STACKS),
+            total: 0,
+        }
     }
 
-    /// Adds `count` samples of `stack`. Returns the number of the stack; `None`, without effect, if there are [`MAX_STACKS`] others.
+    /// Adds `count` samples of `stack`. Returns the number of the stack; `None`, without effect, if there are [`MAX_STACKS`] others, or
+    /// if it exceeds [`MAX_TOTAL`].
     #[inline(never)]
     pub fn add(&mut self, stack: &[u64], count: u64) -> Option<u32> {
-        if let Some(entry) = self.0.get_mut(stack) {
+        if let Some(entry) = self.entries.get_mut(stack) {
             entry.count += count;
             return Some(entry.number);
         }
-        let number = u32::try_from(self.0.len())
-            .ok()
-            .filter(|_| self.0.len() < MAX_STACKS)?;
-        self.0.insert(stack.into(), Entry { number, count });
+        let total = self.total + stack.len();
+        let has_room = self.entries.len() < MAX_STACKS && total <= MAX_TOTAL;
+        let number = u32::try_from(self.entries.len()).ok().filter(|_| has_room)?;
+        self.total = total;
+        self.entries.insert(stack.into(), Entry { number, count });
         Some(number)
     }
 
@@ -118,8 +129,8 @@ impl StackCounts {
             addresses: Box::default(),
             count: 0,
         };
-        let mut stacks = vec![empty; self.0.len()];
-        for (addresses, Entry { number, count }) in self.0 {
+        let mut stacks = vec![empty; self.entries.len()];
+        for (addresses, Entry { number, count }) in self.entries {
             let stack = usize::try_from(number)
                 .ok()
                 .and_then(|number| stacks.get_mut(number));
@@ -148,8 +159,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Creates a sampler without samples, whose times count from `started_at`. Allocates the tables, whose pages the process gets when
-    /// samples fill them: a vCPU thread then grows none.
+    /// Creates a sampler without samples, whose times count from `started_at`. Allocates the tables at full size: samples do not
+    /// grow them.
     pub fn new(settings: SampleSettings, started_at: Instant) -> Self {
         let moments = if settings.has_moments { MAX_MOMENTS } else { 0 };
         let store = Store {
@@ -227,8 +238,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::{
-        MAX_ADDRESSES, MAX_INSTRUCTIONS, MAX_MOMENTS, MAX_STACKS, Moment, SampleSettings, SampledInstruction,
-        Sampler,
+        MAX_ADDRESSES, MAX_INSTRUCTIONS, MAX_MOMENTS, MAX_STACKS, MAX_TOTAL, Moment, SampleSettings,
+        SampledInstruction, Sampler,
     };
 
     fn sampler(has_moments: bool) -> (Sampler, Instant) {
@@ -287,6 +298,20 @@ mod tests {
         );
         let total: u64 = samples.stacks.iter().map(|stack| stack.count).sum();
         assert_eq!(total, u64::try_from(MAX_MOMENTS + 2).unwrap());
+    }
+
+    #[test]
+    fn total_of_addresses_is_bounded() {
+        let (sampler, start) = sampler(false);
+        let stacks = MAX_TOTAL / MAX_ADDRESSES;
+        for address in 0..u64::try_from(stacks).unwrap() + 3 {
+            sampler.add(0, start, &[address; MAX_ADDRESSES], 2);
+        }
+        // A known stack has room.
+        sampler.add(0, start, &[0; MAX_ADDRESSES], 1);
+        let samples = sampler.take();
+        assert_eq!((samples.stacks.len(), samples.other), (stacks, 6));
+        assert_eq!(samples.stacks[0].count, 3);
     }
 
     #[test]
