@@ -177,15 +177,14 @@ fn heavier_function_has_more_samples_at_its_depth() {
     let lane = &lane.unwrap()["tid"];
     let ends = |event: &Value| {
         assert_eq!((&event["ph"], &event["tid"]), (&"X".into(), lane));
-        let start = event["ts"].as_f64().unwrap();
-        (start, start + event["dur"].as_f64().unwrap())
+        let start = event["ts"].as_u64().unwrap();
+        (start, start + event["dur"].as_u64().unwrap())
     };
     let outer: Vec<_> = named("heavy").map(ends).collect();
     let inner: Vec<_> = named("heavy_inner").map(ends).collect();
     assert!(!inner.is_empty());
     for (start, end) in &inner {
-        // Times have three digits.
-        let holds = |outer: &(f64, f64)| outer.0 <= start + 0.01 && outer.1 >= end - 0.01;
+        let holds = |outer: &(u64, u64)| outer.0 <= *start && outer.1 >= *end;
         assert!(outer.iter().any(holds), "{start} to {end}: {outer:?}");
     }
 }
@@ -272,6 +271,97 @@ fn unusable_files_and_limits_are_rejected_at_start() {
         "mayfly: cannot sample vCPU 0: its thread gets no timer; raise the limit of pending signals (ulimit -i), or run without a \
          profile: ",
     );
+}
+
+/// Runs mayfly with `arguments` and `option PATH`. Checks that it is rejected because the file at `path` is `role`, and that it keeps the
+/// file.
+fn expect_file_kept(arguments: &[&str], path: &str, role: &str) {
+    let content = fs::read(path).unwrap();
+    assert!(!content.is_empty(), "{path}");
+    for (option, name) in [("--trace", "trace"), ("--profile", "profile")] {
+        let mut mayfly = Command::new(program());
+        let output = scratch::run(mayfly.args(arguments).args([option, path]).stdin(Stdio::null()));
+        let messages = String::from_utf8(output.stderr).unwrap();
+        let text =
+            format!("mayfly: cannot write the {name} to {path}: the file is {role}; name another file\n");
+        assert_eq!((output.status.code(), messages), (Some(1), text), "{arguments:?}");
+        assert!(
+            fs::read(path).unwrap() == content,
+            "{option} {path} has changed the file"
+        );
+    }
+}
+
+#[test]
+fn inputs_are_kept() {
+    let directory = Directory::new();
+    let image = directory.text("image");
+    fs::copy(file("profile.elf"), &image).unwrap();
+    let (disk, initrd, log) = (
+        directory.text("disk"),
+        directory.text("initrd"),
+        directory.text("log"),
+    );
+    fs::write(&disk, [7; 4096]).unwrap();
+    fs::write(&initrd, "initrd").unwrap();
+    fs::write(&log, "message\n").unwrap();
+    let run = ["run", &image, "--memory", "16M", "--initrd", &initrd];
+    expect_file_kept(&run, &image, "the image");
+    expect_file_kept(&run, &initrd, "the initrd");
+    expect_file_kept(&[&run[..], &["--log-file", &log]].concat(), &log, "the log");
+    let with_disk = [&run[..4], &["--disk", &disk]].concat();
+    expect_file_kept(&with_disk, &disk, "drive \"\"");
+
+    // Both measurements in one file.
+    let both = directory.text("both");
+    let mut mayfly = Command::new(program());
+    mayfly.args(run).args(["--trace", &both, "--profile", &both]);
+    let output = scratch::run(mayfly.stdin(Stdio::null()));
+    let messages = String::from_utf8(output.stderr).unwrap();
+    let text =
+        format!("mayfly: cannot write the profile to {both}: the file is the trace; name another file\n");
+    assert_eq!((output.status.code(), messages), (Some(1), text));
+
+    // The files of a snapshot, and a disk that only the state file names.
+    let socket = directory.path("api.sock");
+    let mut vm = Profiled::run(&["--disk", &disk, "--api-sock", socket.to_str().unwrap()], &[]);
+    let mut client = connect(&socket);
+    assert_eq!(client.request("PATCH", "/vm", PAUSED).text, NO_CONTENT);
+    let (state, memory) = (directory.text("state"), directory.text("memory"));
+    let body = format!(r#"{{"snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);
+    assert_eq!(client.request("PUT", "/snapshot/create", &body).text, NO_CONTENT);
+    assert_eq!(client.request("PATCH", "/vm", RESUMED).text, NO_CONTENT);
+    vm.end_work();
+    vm.running.expect("ok profile\n");
+    vm.finish(0);
+    let restore = ["restore", &directory.text("")];
+    expect_file_kept(&restore, &state, "the state file that was loaded");
+    expect_file_kept(&restore, &memory, "the memory file that was loaded");
+    expect_file_kept(&restore, &disk, "drive \"drive0\"");
+}
+
+#[test]
+fn trace_and_exit_status_outlive_failed_profile() {
+    let directory = Directory::new();
+    for (argument, code) in [("crash=0", 1), ("crash=1", 121)] {
+        let mut mayfly = Command::new(program());
+        mayfly.args([
+            "run",
+            &file("profile.elf"),
+            "--memory",
+            "16M",
+            "--profile",
+            "/dev/full",
+        ]);
+        mayfly.args(["--trace", &directory.text("trace"), "--", "rounds=64", argument]);
+        let output = scratch::run(mayfly.stdin(Stdio::null()));
+        let messages = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{messages}");
+        let text = "mayfly: cannot write the profile to /dev/full; name a writable file: ";
+        assert!(messages.lines().any(|line| line.starts_with(text)), "{messages}");
+        let trace = fs::read_to_string(directory.path("trace")).unwrap();
+        assert!(trace.contains("heavy_inner"), "{trace}");
+    }
 }
 
 /// Pause, resume and snapshot while the guest is sampled; the snapshot has no profile.
