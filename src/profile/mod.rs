@@ -30,7 +30,7 @@ const FIRST_LANE: u32 = 1000;
 struct Doubts {
     /// Number of samples.
     samples: u64,
-    /// Number of them by the number of the function without a frame pointer that hides its caller.
+    /// Samples per function that hides its caller.
     functions: Vec<u64>,
 }
 
@@ -40,6 +40,8 @@ pub struct Profile {
     /// Name of the image.
     root: String,
     functions: Functions,
+    /// The image has symbols.
+    has_symbols: bool,
     /// Addresses without a function, in ascending order. Their numbers follow those of the functions.
     unknown: Vec<u64>,
     /// Numbers of functions, the outermost first, in the order of the samples.
@@ -65,7 +67,6 @@ impl Profile {
         let functions = crash::with_symbols(vm, holds_code, |symbols| symbols.functions(&addresses));
         let kernel = vm.config().kernel.file_name();
         let root = kernel.map_or_else(|| "guest".into(), |name| name.to_string_lossy().into_owned());
-        let functions = functions.unwrap_or_default();
         Some(Self::new(
             sampler.settings(),
             root,
@@ -75,14 +76,16 @@ impl Profile {
         ))
     }
 
-    /// Returns the profile of `samples`, whose `functions` are those of `addresses`.
+    /// Returns the profile of `samples`, whose `functions` are those of `addresses`; `None` without symbols.
     fn new(
         settings: SampleSettings,
         root: String,
         addresses: &[u64],
-        functions: Functions,
+        functions: Option<Functions>,
         samples: Samples,
     ) -> Self {
+        let has_symbols = functions.is_some();
+        let functions = functions.unwrap_or_default();
         let known = Known {
             addresses,
             functions: &functions,
@@ -115,6 +118,7 @@ impl Profile {
             settings,
             root,
             functions,
+            has_symbols,
             stacks,
             unknown,
             other: samples.other,
@@ -132,7 +136,7 @@ impl Profile {
     pub fn write_folded(&self, out: &mut dyn Write) -> io::Result<()> {
         let mut counts = StackCounts::default();
         for stack in &self.stacks {
-            // There are no more stacks of functions than of addresses.
+            // There are no more stacks of functions than of addresses, and none is longer.
             counts.add(&stack.addresses, stack.count);
         }
         let root = frame_name(&self.root);
@@ -171,14 +175,12 @@ impl Profile {
                 r#"{{"name":"thread_name","ph":"M","pid":1,"tid":{lane},"args":{{"name":"vcpu {vcpu} samples"}}}}"#
             )
         });
-        let micros = |duration: Duration| duration.as_secs_f64() * 1e6;
         let slices = slices.into_iter().map(move |slice| {
             let (name, lane) = (Value::from(self.name(slice.function)), lane(slice.vcpu));
-            let (start, length) = (
-                micros(offset + slice.start),
-                micros(slice.end.saturating_sub(slice.start)),
-            );
-            format!(r#"{{"name":{name},"ph":"X","pid":1,"tid":{lane},"ts":{start:.3},"dur":{length:.3}}}"#)
+            // Integers: an inner slice must not end after the outer one by rounding.
+            let [start, end] = [slice.start, slice.end].map(|time| (offset + time).as_micros());
+            let length = end.saturating_sub(start);
+            format!(r#"{{"name":{name},"ph":"X","pid":1,"tid":{lane},"ts":{start},"dur":{length}}}"#)
         });
         (names.chain(slices), dropped + self.dropped_moments)
     }
@@ -230,7 +232,7 @@ impl Profile {
                 self.name(function)
             );
         }
-        if total > 0 && self.functions.functions.is_empty() {
+        if total > 0 && !self.has_symbols {
             text.push_str(
                 "\n  no symbols were found: use an ELF image with a symbol table; mayfly restore opens it with --allow DIR",
             );
@@ -438,7 +440,13 @@ mod tests {
             frequency: 100,
             has_moments: true,
         };
-        Profile::new(settings, "ima ge.elf".into(), &addresses, functions, samples)
+        Profile::new(
+            settings,
+            "ima ge.elf".into(),
+            &addresses,
+            Some(functions),
+            samples,
+        )
     }
 
     fn folded(profile: &Profile) -> String {
@@ -482,6 +490,22 @@ mod tests {
             empty,
             "0 samples at 100 Hz: the guest used less processor time than one period"
         );
+    }
+
+    #[test]
+    fn missing_symbols_are_named_for_image_without_them() {
+        for (functions, is_named) in [(Some(Functions::default()), false), (None, true)] {
+            let samples = Samples {
+                stacks: vec![stack(&[0x900], 1)],
+                ..Samples::default()
+            };
+            let settings = SampleSettings {
+                frequency: 100,
+                has_moments: false,
+            };
+            let profile = Profile::new(settings, "image".into(), &[], functions, samples);
+            assert_eq!(profile.summary().contains("no symbols were found"), is_named);
+        }
     }
 
     #[test]
@@ -543,10 +567,10 @@ mod tests {
         };
         let stacks = vec![stack(&[0x210, 0x180], 1), stack(&[0x110], 1)];
         let profile = profile(stacks, vec![moment(0, 50), moment(1, 60)], 0);
-        let (events, dropped) = profile.events(Duration::from_millis(1));
+        let (events, dropped) = profile.events(Duration::from_nanos(1_000_999));
         let events: Vec<String> = events.collect();
         let slice = |name: &str, start, length| {
-            format!(r#"{{"name":"{name}","ph":"X","pid":1,"tid":1001,"ts":{start}.000,"dur":{length}.000}}"#)
+            format!(r#"{{"name":"{name}","ph":"X","pid":1,"tid":1001,"ts":{start},"dur":{length}}}"#)
         };
         assert_eq!(
             events,
