@@ -30,6 +30,8 @@ const MPIDR_EL1: u64 = system_register(3, 0, 0, 0, 5);
 const PSTATE_BOOT: u64 = 0x3c5;
 /// IRQs are masked.
 const PSTATE_I: u64 = 1 << 7;
+/// Bit of PSTATE: 32-bit state (nRW), whose frames and calls are different.
+const PSTATE_32_BIT: u64 = 1 << 4;
 /// Bit that all bits above an address repeat.
 const UPPER: u64 = 1 << 55;
 /// Bits of an address of code, in images without addresses of 52 bits.
@@ -177,6 +179,9 @@ pub fn stack(vcpu: &VcpuFd, memory: &GuestMemory, limit: usize) -> Option<CpuSta
         ip: get(vcpu, PC).ok()?,
         ..CpuStack::default()
     };
+    if get(vcpu, PSTATE).ok()? & PSTATE_32_BIT != 0 {
+        return Some(stack);
+    }
     if let (Ok(pointer), Ok(link), Ok(paging)) = (get(vcpu, X29), get(vcpu, X30), paging(vcpu)) {
         let reader = StackReader::new(memory, |address| paging.translate(memory, address));
         let link = without_code(link);
