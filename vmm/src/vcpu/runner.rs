@@ -299,6 +299,10 @@ impl VcpuRunner {
     /// Runs the guest. Returns `None` if the thread was stopped.
     fn run_guest(&self, vcpu: &mut VcpuFd, start: &StartContext, is_restored: bool) -> Option<StopReason> {
         let bound = self.kick.bind(vcpu.get_kvm_run());
+        if self.shared.timeline.sampler().is_some() {
+            // Periods of the preparation, whose signal was pending, are no time of the guest.
+            take_periods();
+        }
         let entry = Instant::now();
         self.monitor.set_first_entry(entry);
         self.shared
