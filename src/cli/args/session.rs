@@ -141,7 +141,7 @@ pub const SERIAL: &str = "--serial";
 /// Path of the profile.
 pub const PROFILE: &str = "--profile";
 const HZ: &str = "--hz";
-/// Samples per second: in step with no timer of a guest that has a period of 10 ms.
+/// Samples per second: not a divisor of the usual 100 Hz timers.
 const DEFAULT_FREQUENCY: u32 = 99;
 /// Maximum number of samples per second.
 const MAX_FREQUENCY: u64 = 1000;

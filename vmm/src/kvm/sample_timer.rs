@@ -1,4 +1,4 @@
-//! Timer that makes a vCPU thread sample its guest.
+//! Timer of the samples of a vCPU thread.
 //!
 //! It counts the processor time of the thread, so that a halted vCPU is not woken. The kernel checks such a timer at its scheduler tick,
 //! and reports the periods that have ended since the signal before (timer_getoverrun(2)).
