@@ -28,6 +28,9 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// The container is of the other kind.
+    #[error("the path names a {0}; begin the name with {1} instead")]
+    Scheme(&'static str, &'static str),
     /// A file cannot be opened.
     #[error("cannot open {path}")]
     Open {
@@ -189,6 +192,23 @@ pub enum BlobError {
         /// Limit.
         limit: Bytes,
     },
+    /// All JSON blobs together are too large.
+    #[error("the indexes, manifests and configurations exceed {0} in total; use an image with fewer")]
+    Total(Bytes),
+    /// The blob is a symbolic link.
+    #[error("it is a symbolic link; replace it by the file")]
+    Link,
+    /// The blob states another media type.
+    #[error("it states the media type {found:?}, and its descriptor {expected:?}; make the image again")]
+    MediaType {
+        /// Media type in the descriptor.
+        expected: String,
+        /// Media type in the blob.
+        found: String,
+    },
+    /// The blob has a key of another type.
+    #[error("it has the key {0:?} of another type of blob; make the image again")]
+    ForeignKey(&'static str),
     /// The content has another digest.
     #[error("its content has the digest sha256:{0}: it is damaged or forged; copy the image again")]
     Digest(String),

@@ -2,6 +2,8 @@
 
 /// Maximum bytes of an index, a manifest or a configuration. Registries limit manifests to 4 MiB.
 pub const MAX_JSON: u64 = 4 << 20;
+/// Maximum bytes of all of them, as often as they are read.
+pub const MAX_JSON_TOTAL: u64 = if cfg!(test) { 6 << 20 } else { 64 << 20 };
 /// Maximum bytes of the file `urunc.json`.
 pub const MAX_METADATA: u64 = 1 << 20;
 /// Maximum depth of indexes.

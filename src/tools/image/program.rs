@@ -10,10 +10,8 @@ use super::error::{Error, FileError};
 use super::path;
 use super::role::{ImageFile, Places, Role};
 use super::root::{Content, RootFs};
-use super::select::Selected;
+use super::select::{Selected, URUNC};
 
-/// Prefix of urunc's annotations.
-const URUNC: &str = "com.urunc.unikernel.";
 /// Annotations of Kraft's layers, with the path of their file.
 const KRAFT_KERNEL: &str = "org.unikraft.kernel.image";
 const KRAFT_INITRD: &str = "org.unikraft.kernel.initrd";
@@ -74,7 +72,7 @@ impl UruncValues {
                 selected
                     .annotations
                     .iter()
-                    .map(|annotations| ("annotation", "index", annotations)),
+                    .map(|annotations| ("annotation", "index", &**annotations)),
             )
             .chain(
                 config

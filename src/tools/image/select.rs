@@ -1,14 +1,17 @@
 //! Selection of the manifest: by tag or digest, by the architecture of this host, and by the monitor for which an image is built.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::rc::Rc;
 
-use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
+use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
+use serde::de::DeserializeOwned;
 use vmm::arch::{Architecture, Native, Platform};
 
-use super::error::{BlobError, Error};
+use super::error::Error;
 use super::limits::{MAX_DEPTH, MAX_LAYERS, MAX_MANIFESTS};
 use super::reference::Reference;
-use super::store::Store;
+use super::store::{Store, Type};
 
 /// Annotations with the tag of an entry of an index: that of the specification, and the complete name by containerd.
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -17,8 +20,22 @@ const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// Names of Firecracker as operating system of a platform, as Kraft writes it.
 const FIRECRACKER: [&str; 2] = ["fc", "firecracker"];
 
-/// Maximum number of images that a message names.
+/// Prefix of urunc's annotations.
+pub const URUNC: &str = "com.urunc.unikernel.";
+/// Names of urunc's annotations behind the prefix. Others are not kept in memory.
+const URUNC_NAMES: [&str; 7] = [
+    "binary",
+    "block",
+    "cmdline",
+    "hypervisor",
+    "initrd",
+    "mountRootfs",
+    "useDMBlock",
+];
+
+/// Maximum number of images that a message names, and maximum length of a tag, a platform or a digest there.
 const MAX_NAMED: usize = 20;
+const MAX_TEXT: usize = 128;
 
 /// Annotations by their keys.
 pub type Annotations = HashMap<String, String>;
@@ -32,20 +49,27 @@ pub struct Selected {
     pub manifest: ImageManifest,
     /// Configuration.
     pub config: ImageConfiguration,
-    /// Annotations of the entries and indexes that lead to the manifest, the nearest first.
-    pub annotations: Vec<Annotations>,
+    /// Annotations of urunc of the entries and indexes that lead to the manifest, the nearest first. With a digest in the reference,
+    /// these are only the annotations that the digest covers.
+    pub annotations: Vec<Rc<Annotations>>,
     /// Operating system and architecture, such as `fc/x86_64`.
     pub platform: String,
 }
 
-/// Manifest that an index names.
+/// Entry of an index: a manifest or a further index.
 #[derive(Clone, Debug)]
 struct Candidate {
+    /// Type, digest and size.
     descriptor: Descriptor,
-    tag: Option<String>,
-    annotations: Vec<Annotations>,
-    /// Digests of the indexes that lead to it.
-    indexes: Vec<String>,
+    /// Operating system and architecture in the index.
+    platform: Option<(String, String)>,
+    /// Tag of the entry, or else of the nearest index above.
+    tag: Option<Rc<str>>,
+    /// Complete names by containerd, of the entry and the indexes above.
+    names: Vec<Rc<str>>,
+    annotations: Vec<Rc<Annotations>>,
+    /// Digests of the indexes that lead to it, and its own.
+    digests: Vec<Rc<str>>,
 }
 
 /// Selects the image of `reference` in `store`.
@@ -53,7 +77,7 @@ struct Candidate {
 /// # Errors
 /// [`Error`] if none or several images match, or one cannot be read.
 pub fn select(store: &Store, reference: &Reference) -> Result<Selected, Error> {
-    let all = candidates(store)?;
+    let all = candidates(store, reference.digest.as_ref())?;
     let named: Vec<_> = all
         .iter()
         .filter(|candidate| is_named(candidate, reference))
@@ -68,15 +92,18 @@ pub fn select(store: &Store, reference: &Reference) -> Result<Selected, Error> {
             } else {
                 parts.join(" and the ")
             },
-            available: list(all.iter().map(|candidate| (candidate, platform(candidate)))),
+            available: list(
+                all.iter()
+                    .map(|candidate| (candidate, candidate.platform.clone())),
+            ),
         });
     }
     let mut matching = Vec::new();
     let mut platforms = Vec::new();
     for candidate in &named {
-        // Without a platform in the index, that of the configuration counts.
-        let platform = match platform(candidate) {
-            Some(platform) => Some(platform),
+        // Without a platform in the index, that of the configuration is used.
+        let platform = match &candidate.platform {
+            Some(platform) => Some(platform.clone()),
             None => match load(store, &candidate.descriptor) {
                 Ok((_, config)) => Some((config.os().to_string(), config.architecture().to_string())),
                 Err(Error::MediaType { .. }) if named.len() > 1 => None,
@@ -129,98 +156,101 @@ fn preferred(mut matching: Vec<Matching<'_>>) -> Result<Matching<'_>, Error> {
     Ok(matching.swap_remove(0))
 }
 
-/// Returns the manifests that the index of the layout names, directly or by further indexes.
-fn candidates(store: &Store) -> Result<Vec<Candidate>, Error> {
-    let index = store.index()?;
-    let index: ImageIndex = serde_json::from_slice(&index).map_err(|source| Error::Blob {
-        object: "file",
-        name: "index.json".into(),
-        source: BlobError::Json(source),
-    })?;
+/// Returns the manifests that the index of the layout names, directly or by further indexes. `pinned` is the digest in the reference.
+fn candidates(store: &Store, pinned: Option<&Digest>) -> Result<Vec<Candidate>, Error> {
     let mut found = Vec::new();
     let mut count = 0;
-    let root = Candidate {
-        descriptor: Descriptor::new(MediaType::ImageIndex, 0, zero_digest()?),
-        tag: None,
-        annotations: Vec::new(),
-        indexes: Vec::new(),
-    };
-    let mut pending = vec![(index, root, 0)];
-    while let Some((index, parent, depth)) = pending.pop() {
+    // An index is read when its turn comes: one at a time is in memory.
+    let mut pending: Vec<(Option<Candidate>, usize)> = vec![(None, 0)];
+    while let Some((parent, depth)) = pending.pop() {
+        let index: ImageIndex = match &parent {
+            Some(parent) => store.json(&parent.descriptor, Type::Index, parse)?,
+            None => store.index(parse)?,
+        };
+        let annotations = index.annotations().as_ref().map(kept);
         for descriptor in index.manifests() {
             count += 1;
-            if count > MAX_MANIFESTS || depth >= MAX_DEPTH {
+            if count > MAX_MANIFESTS {
                 return Err(Error::TooMany {
-                    objects: "entries or levels of indexes",
+                    objects: "entries of indexes",
                     limit: MAX_MANIFESTS,
                 });
             }
-            let candidate = child(&parent, &index, descriptor);
-            if is_index(descriptor) {
-                let nested = store.json(descriptor, "index", |bytes| serde_json::from_slice(bytes))?;
-                pending.push((nested, candidate, depth + 1));
-            } else {
-                found.push(candidate);
+            if depth >= MAX_DEPTH {
+                return Err(Error::TooMany {
+                    objects: "levels of indexes",
+                    limit: MAX_DEPTH,
+                });
+            }
+            let mut candidate = child(parent.as_ref(), annotations.as_ref(), descriptor);
+            if pinned == Some(descriptor.digest()) {
+                // The digest covers neither the entry nor the indexes above.
+                candidate.annotations.clear();
+                candidate.platform = None;
+            }
+            match is_index(descriptor) {
+                true => pending.push((Some(candidate), depth + 1)),
+                false => found.push(candidate),
             }
         }
     }
     Ok(found)
 }
 
-/// Returns the candidate of `descriptor` in `index`, which belongs to `parent`.
-fn child(parent: &Candidate, index: &ImageIndex, descriptor: &Descriptor) -> Candidate {
-    let own = [descriptor.annotations(), index.annotations()];
-    let annotations = own
-        .into_iter()
-        .flatten()
-        .chain(&parent.annotations)
-        .cloned()
-        .collect();
-    let tag = descriptor.annotations().as_ref().and_then(|annotations| {
-        let tag = annotations.get(REF_NAME).or(annotations.get(CONTAINERD_NAME));
-        tag.cloned()
-    });
-    let mut indexes = parent.indexes.clone();
-    indexes.push(descriptor.digest().to_string());
-    Candidate {
-        descriptor: descriptor.clone(),
-        tag: tag.or_else(|| parent.tag.clone()),
-        annotations,
-        indexes,
-    }
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(bytes)
 }
 
-/// Returns a digest for the index of the layout, which has none.
-fn zero_digest() -> Result<oci_spec::image::Digest, Error> {
-    let digest = format!("sha256:{}", "0".repeat(64));
-    digest
-        .parse()
-        .map_err(|_| Error::Reference("the digest is malformed"))
+/// Returns the annotations of urunc among `annotations`.
+fn kept(annotations: &Annotations) -> Rc<Annotations> {
+    let is_kept = |key: &str| {
+        key.strip_prefix(URUNC)
+            .is_some_and(|name| URUNC_NAMES.contains(&name))
+    };
+    let kept = annotations.iter().filter(|(key, _)| is_kept(key));
+    Rc::new(kept.map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
+/// Returns the candidate of `descriptor` in the index `parent`, which has the annotations `index`.
+fn child(parent: Option<&Candidate>, index: Option<&Rc<Annotations>>, descriptor: &Descriptor) -> Candidate {
+    let own = descriptor.annotations().as_ref();
+    let text = |key| {
+        own.and_then(|all| all.get(key))
+            .map(|text| Rc::<str>::from(text.as_str()))
+    };
+    let above = parent.map_or(&[][..], |parent| &parent.annotations);
+    let name = text(CONTAINERD_NAME);
+    let tag = text(REF_NAME).or(name.clone());
+    let platform = descriptor.platform().as_ref();
+    let (names, digests) = parent.map_or((&[][..], &[][..]), |parent| (&parent.names, &parent.digests));
+    let digest = Rc::from(descriptor.digest().as_ref());
+    Candidate {
+        descriptor: Descriptor::new(
+            descriptor.media_type().clone(),
+            descriptor.size(),
+            descriptor.digest().clone(),
+        ),
+        platform: platform.map(|platform| (platform.os().to_string(), platform.architecture().to_string())),
+        tag: tag.or_else(|| parent.and_then(|parent| parent.tag.clone())),
+        names: names.iter().cloned().chain(name).collect(),
+        annotations: own.map(kept).iter().chain(index).chain(above).cloned().collect(),
+        digests: digests.iter().cloned().chain([digest]).collect(),
+    }
 }
 
 /// Returns true if the tag and digest of `reference` are those of the candidate.
 fn is_named(candidate: &Candidate, reference: &Reference) -> bool {
     let has_tag = |tag: &String| {
-        let names = candidate.annotations.iter();
-        candidate.tag.as_ref() == Some(tag)
-            || names
-                .flat_map(|annotations| annotations.get(CONTAINERD_NAME))
-                .any(|name| name == tag)
+        let mut names = candidate.tag.iter().chain(&candidate.names);
+        names.any(|name| **name == **tag)
     };
-    let has_digest =
-        |digest: &oci_spec::image::Digest| candidate.indexes.iter().any(|each| each == digest.as_ref());
+    let has_digest = |digest: &Digest| candidate.digests.iter().any(|each| **each == *digest.as_ref());
     reference.tag.as_ref().is_none_or(has_tag) && reference.digest.as_ref().is_none_or(has_digest)
 }
 
 fn is_index(descriptor: &Descriptor) -> bool {
     *descriptor.media_type() == MediaType::ImageIndex
         || descriptor.media_type().as_ref() == "application/vnd.docker.distribution.manifest.list.v2+json"
-}
-
-/// Returns operating system and architecture in the index.
-fn platform(candidate: &Candidate) -> Option<(String, String)> {
-    let platform = candidate.descriptor.platform().as_ref()?;
-    Some((platform.os().to_string(), platform.architecture().to_string()))
 }
 
 /// Returns true if this host runs guests of the architecture `name`.
@@ -248,8 +278,7 @@ fn load(store: &Store, descriptor: &Descriptor) -> Result<(ImageManifest, ImageC
             "use an OCI image, or an image of Docker's schema 2",
         ));
     }
-    let manifest: ImageManifest =
-        store.json(descriptor, "manifest", |bytes| serde_json::from_slice(bytes))?;
+    let manifest: ImageManifest = store.json(descriptor, Type::Manifest, parse)?;
     let media_type = manifest.config().media_type();
     let is_config = *media_type == MediaType::ImageConfig
         || media_type.as_ref() == "application/vnd.docker.container.image.v1+json";
@@ -264,9 +293,7 @@ fn load(store: &Store, descriptor: &Descriptor) -> Result<(ImageManifest, ImageC
             limit: MAX_LAYERS,
         });
     }
-    let config: ImageConfiguration = store.json(manifest.config(), "configuration", |bytes| {
-        serde_json::from_slice(bytes)
-    })?;
+    let config: ImageConfiguration = store.json(manifest.config(), Type::Configuration, parse)?;
     let found = config.rootfs().diff_ids().len();
     match found == layers {
         true => Ok((manifest, config)),
@@ -280,23 +307,33 @@ fn load(store: &Store, descriptor: &Descriptor) -> Result<(ImageManifest, ImageC
 /// Returns the images with tag, platform and digest, for a message.
 fn list<'a>(images: impl Iterator<Item = (&'a Candidate, Option<(String, String)>)>) -> String {
     let mut lines = Vec::new();
+    let mut further = 0_usize;
     for (candidate, platform) in images {
-        let tag = candidate
-            .tag
-            .as_ref()
-            .map_or(String::new(), |tag| format!(":{tag} "));
+        if lines.len() == MAX_NAMED {
+            further += 1;
+            continue;
+        }
+        let tag = candidate.tag.as_ref();
+        let tag = tag.map_or(String::new(), |tag| format!(":{} ", shorten(tag)));
         let platform = platform.map_or("no platform".into(), |(os, architecture)| {
-            format!("{os}/{architecture}")
+            format!("{}/{}", shorten(&os), shorten(&architecture))
         });
-        lines.push(format!("{tag}({platform}, @{})", candidate.descriptor.digest()));
+        let digest = shorten(candidate.descriptor.digest().as_ref());
+        lines.push(format!("{tag}({platform}, @{digest})"));
     }
-    let further = lines.len().saturating_sub(MAX_NAMED);
-    lines.truncate(MAX_NAMED);
     if further > 0 {
         lines.push(format!("{further} more"));
     }
     match lines.is_empty() {
         true => "no images".into(),
         false => lines.join(", "),
+    }
+}
+
+/// Returns the beginning of a text of the image, which may be long.
+fn shorten(text: &str) -> Cow<'_, str> {
+    match text.len() <= MAX_TEXT {
+        true => text.into(),
+        false => format!("{}...", text.chars().take(MAX_TEXT).collect::<String>()).into(),
     }
 }

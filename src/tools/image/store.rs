@@ -1,25 +1,27 @@
 //! Blobs of a layout: files of a directory, or ranges of an archive. The caller compares the digest of each blob with its content.
 
+use std::cell::Cell;
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
+use oci_spec::image::{Descriptor, Digest, DigestAlgorithm, MediaType};
+use serde::de::IgnoredAny;
 use sha2::{Digest as _, Sha256};
-use vmm::boot::file::{Error as FileError, RegularFile};
+use vmm::boot::file::RegularFile;
 use vmm::memory::Bytes;
 
 use super::error::{BlobError, Error};
-use super::limits::{MAX_JSON, MAX_MEMBERS};
+use super::limits::{MAX_JSON, MAX_JSON_TOTAL, MAX_MEMBERS};
 use super::reference::{Container, Reference};
 
 /// Bytes at the start of an archive that show its format.
 const HEAD_SIZE: usize = 512;
 
-/// Formats that are often taken for an archive of a layout, by the magic bytes, with the way out.
+/// Formats that users often take for an archive of a layout, by the magic bytes, with the way out.
 const FOREIGN_FORMATS: [(&[u8], &str); 4] = [
     (b"\x1f\x8b", "it is gzip-compressed; unpack it with gunzip"),
     (
@@ -30,8 +32,56 @@ const FOREIGN_FORMATS: [(&[u8], &str); 4] = [
     (b"\x7fELF", "it is an ELF file; omit oci-archive:"),
 ];
 
+/// Type of a JSON blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// Index.
+    Index,
+    /// Manifest.
+    Manifest,
+    /// Configuration.
+    Configuration,
+}
+
+impl Type {
+    /// Returns the name of the type, for messages.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Index => "index",
+            Self::Manifest => "manifest",
+            Self::Configuration => "configuration",
+        }
+    }
+
+    /// Returns the keys of other types, which a parser of this type would ignore (CVE-2021-41190).
+    fn foreign_keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Index => &["layers", "config"],
+            Self::Manifest => &["manifests"],
+            Self::Configuration => &[],
+        }
+    }
+}
+
+/// Keys of a JSON blob that show its type.
+#[derive(Debug, serde::Deserialize)]
+struct Keys {
+    #[serde(rename = "mediaType")]
+    media_type: Option<String>,
+    layers: Option<IgnoredAny>,
+    config: Option<IgnoredAny>,
+    manifests: Option<IgnoredAny>,
+}
+
 /// Open layout.
-pub enum Store {
+pub struct Store {
+    files: Files,
+    /// Bytes of the JSON blobs that are read.
+    json_bytes: Cell<u64>,
+}
+
+/// Files of a layout.
+enum Files {
     /// Directory.
     Directory(PathBuf),
     /// Archive, and the ranges of its members.
@@ -49,9 +99,17 @@ impl Store {
     /// # Errors
     /// [`Error`] if it is none, or cannot be read.
     pub fn open(reference: &Reference) -> Result<Self, Error> {
-        let store = match reference.container {
-            Container::Layout => Self::Directory(reference.path.clone()),
+        let files = match reference.container {
+            Container::Layout if reference.path.is_file() => {
+                return Err(Error::Scheme("file", "oci-archive:"));
+            }
+            Container::Archive if reference.path.is_dir() => return Err(Error::Scheme("directory", "oci:")),
+            Container::Layout => Files::Directory(reference.path.clone()),
             Container::Archive => open_archive(&reference.path)?,
+        };
+        let store = Self {
+            files,
+            json_bytes: Cell::new(0),
         };
         store.check_version()?;
         Ok(store)
@@ -65,9 +123,9 @@ impl Store {
             .map_err(|source| blob_error("file", name, source))?
         else {
             let has_manifest = matches!(self.find(b"manifest.json"), Ok(Some(_)));
-            let from = match (self, has_manifest) {
-                (Self::Archive { .. }, true) => "docker-archive:FILE",
-                (Self::Directory(_), true) => "dir:DIRECTORY",
+            let from = match (&self.files, has_manifest) {
+                (Files::Archive { .. }, true) => "docker-archive:FILE",
+                (Files::Directory(_), true) => "dir:DIRECTORY",
                 _ => "docker-daemon:NAME",
             };
             return Err(Error::NotLayout { name, from });
@@ -84,41 +142,57 @@ impl Store {
         }
     }
 
-    /// Reads the index of the layout, which no digest covers.
+    /// Reads the index of the layout, which no digest covers, and parses it by `parse`.
     ///
     /// # Errors
     /// [`Error::NotLayout`] or [`Error::Blob`].
-    pub fn index(&self) -> Result<Vec<u8>, Error> {
+    pub fn index<T>(&self, parse: fn(&[u8]) -> serde_json::Result<T>) -> Result<T, Error> {
         let name = "index.json";
         let wrap = |source| blob_error("file", name, source);
-        match self.find(name.as_bytes()).map_err(wrap)? {
-            Some(blob) => read_all(blob).map_err(wrap),
-            None => Err(Error::NotLayout {
+        let Some(blob) = self.find(name.as_bytes()).map_err(wrap)? else {
+            return Err(Error::NotLayout {
                 name,
                 from: "docker-daemon:NAME",
-            }),
-        }
+            });
+        };
+        let read = || {
+            let bytes = self.read_json(blob)?;
+            check_type(&bytes, Type::Index, &MediaType::ImageIndex)?;
+            parse(&bytes).map_err(BlobError::Json)
+        };
+        read().map_err(wrap)
     }
 
-    /// Reads the JSON blob of `descriptor`, which errors call `object`, compares its digest, and parses it by `parse`.
+    /// Reads the JSON blob of `descriptor`, compares its digest and its type, and parses it by `parse`.
     ///
     /// # Errors
     /// [`Error::Blob`]
     pub fn json<T>(
         &self,
         descriptor: &Descriptor,
-        object: &'static str,
+        kind: Type,
         parse: fn(&[u8]) -> serde_json::Result<T>,
     ) -> Result<T, Error> {
         let read = || {
-            let bytes = read_all(self.blob(descriptor)?)?;
+            let bytes = self.read_json(self.blob(descriptor)?)?;
             let found = hex(&Sha256::digest(&bytes));
             if found != descriptor.digest().digest() {
                 return Err(BlobError::Digest(found));
             }
+            check_type(&bytes, kind, descriptor.media_type())?;
             parse(&bytes).map_err(BlobError::Json)
         };
-        read().map_err(|source| blob_error(object, descriptor.digest().as_ref(), source))
+        read().map_err(|source| blob_error(kind.name(), descriptor.digest().as_ref(), source))
+    }
+
+    /// Reads all of a JSON blob, within the limit for all of them.
+    fn read_json(&self, blob: Blob) -> Result<Vec<u8>, BlobError> {
+        let total = self.json_bytes.get().saturating_add(blob.size());
+        if blob.size() <= MAX_JSON && total > MAX_JSON_TOTAL {
+            return Err(BlobError::Total(Bytes(MAX_JSON_TOTAL)));
+        }
+        self.json_bytes.set(total);
+        read_all(blob)
     }
 
     /// Opens the blob of `descriptor`. Its content is not compared with the digest.
@@ -138,25 +212,64 @@ impl Store {
 
     /// Opens the file `name` of the layout, if it exists.
     fn find(&self, name: &[u8]) -> Result<Option<Blob>, BlobError> {
-        match self {
-            Self::Directory(directory) => {
+        match &self.files {
+            Files::Directory(directory) => {
                 let path = directory.join(String::from_utf8_lossy(name).as_ref());
-                match RegularFile::open(&path, 1) {
-                    Ok(file) => Ok(Some(Blob {
-                        position: 0,
-                        end: file.size(),
-                        file: Rc::new(file.into_file()),
-                    })),
-                    Err(FileError::Missing) => Ok(None),
-                    Err(error) => Err(BlobError::Read(io::Error::other(error))),
-                }
+                // O_NONBLOCK: an open of a FIFO otherwise waits for a writer.
+                let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+                let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+                    Ok(file) => file,
+                    Err(error) if is_absent(&error) => return Ok(None),
+                    Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(BlobError::Link),
+                    Err(error) => return Err(BlobError::Read(error)),
+                };
+                let file = RegularFile::from_file(file, 1)
+                    .map_err(|error| BlobError::Read(io::Error::other(error)))?;
+                Ok(Some(Blob {
+                    position: 0,
+                    end: file.size(),
+                    file: Rc::new(file.into_file()),
+                }))
             }
-            Self::Archive { file, members } => Ok(members.get(name).map(|&(offset, length)| Blob {
+            Files::Archive { file, members } => Ok(members.get(name).map(|&(offset, length)| Blob {
                 file: file.clone(),
                 position: offset,
                 end: offset.saturating_add(length),
             })),
         }
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// Checks that a JSON blob is of the type `kind`, and states the same media type as its descriptor, if it states any.
+fn check_type(bytes: &[u8], kind: Type, expected: &MediaType) -> Result<(), BlobError> {
+    if kind == Type::Configuration {
+        return Ok(());
+    }
+    let keys: Keys = serde_json::from_slice(bytes).map_err(BlobError::Json)?;
+    if let Some(found) = keys.media_type
+        && found != expected.as_ref()
+    {
+        let expected = expected.to_string();
+        return Err(BlobError::MediaType { expected, found });
+    }
+    let present = [
+        ("layers", keys.layers),
+        ("config", keys.config),
+        ("manifests", keys.manifests),
+    ];
+    let foreign = present
+        .into_iter()
+        .find(|(name, value)| value.is_some() && kind.foreign_keys().contains(name));
+    match foreign {
+        Some((key, _)) => Err(BlobError::ForeignKey(key)),
+        None => Ok(()),
     }
 }
 
@@ -225,7 +338,7 @@ fn read_all(mut blob: Blob) -> Result<Vec<u8>, BlobError> {
 }
 
 /// Opens an archive and finds its members, of which it reads the headers alone.
-fn open_archive(path: &Path) -> Result<Store, Error> {
+fn open_archive(path: &Path) -> Result<Files, Error> {
     let file = RegularFile::open(path, HEAD_SIZE).map_err(|source| Error::Open {
         path: path.to_owned(),
         source: io::Error::other(source),
@@ -264,5 +377,5 @@ fn open_archive(path: &Path) -> Result<Store, Error> {
             members.insert(name.to_vec(), (start, length));
         }
     }
-    Ok(Store::Archive { file, members })
+    Ok(Files::Archive { file, members })
 }

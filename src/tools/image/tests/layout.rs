@@ -190,12 +190,14 @@ impl Layout {
         self.directory.write("index.json", index.to_string());
     }
 
-    /// Opens the image with `suffix`, such as a tag.
+    /// Returns the name of the image with `suffix`, such as a tag.
+    pub fn image(&self, suffix: &str) -> String {
+        format!("oci:{}{suffix}", self.directory.text("").trim_end_matches('/'))
+    }
+
+    /// Opens the image with `suffix`.
     pub fn open(&self, suffix: &str) -> Result<Files, String> {
-        open_named(&format!(
-            "oci:{}{suffix}",
-            self.directory.text("").trim_end_matches('/')
-        ))
+        open_named(&self.image(suffix))
     }
 
     pub fn error(&self, suffix: &str) -> String {

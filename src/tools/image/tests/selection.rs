@@ -1,11 +1,18 @@
 //! Tags, digests, platforms, and containers of images.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use scratch::Directory;
 use serde_json::{Value, json};
 
-use super::layout::{Image, LayerBlob, Layout, Tar, native, open_named};
+use super::layout::{BINARY, Image, LayerBlob, Layout, Tar, native, open_named};
+use crate::image::reference::Reference;
+use crate::image::select::select;
+use crate::image::store::Store;
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 fn image(kernel: &str) -> Image {
     Image::with_kernel(vec![LayerBlob::gzip(&Tar::new().file("kernel", kernel).build())])
@@ -107,7 +114,203 @@ fn nested_indexes_are_limited() {
         descriptor = layout.blob("application/vnd.oci.image.index.v1+json", index.as_bytes());
     }
     layout.name(descriptor, None);
-    assert!(layout.error("").starts_with("it has more than "));
+    assert_eq!(
+        layout.error(""),
+        "it has more than 4 levels of indexes; use a smaller image"
+    );
+    let mut layout = Layout::new();
+    let descriptor = layout.add(&image("x"));
+    let index = json!({"schemaVersion": 2, "manifests": vec![descriptor; 1000]}).to_string();
+    let index = layout.blob(INDEX, index.as_bytes());
+    layout.name(index, None);
+    assert_eq!(
+        layout.error(""),
+        "it has more than 1000 entries of indexes; use a smaller image"
+    );
+}
+
+#[test]
+fn json_of_all_blobs_is_limited() {
+    let padding = " ".repeat(2 << 20);
+    let mut layout = Layout::new();
+    layout.name(layout.add(&image("x")), None);
+    for number in 0..4 {
+        let index = json!({"schemaVersion": 2, "manifests": [], "annotations": {"n": number.to_string()}});
+        let index = layout.blob(INDEX, format!("{index}{padding}").as_bytes());
+        layout.name(index, None);
+        if number == 1 {
+            assert_eq!(kernel(&layout, ""), "x");
+        }
+    }
+    let error = layout.error("");
+    assert!(
+        error.contains("the indexes, manifests and configurations exceed 6 MiB in total"),
+        "{error}"
+    );
+    // Manifests without a platform in the index, which are read for it.
+    let mut layout = Layout::new();
+    for number in 0..4 {
+        let mut manifest = image("x");
+        manifest.annotations["n"] = format!("{number}{padding}").into();
+        layout.name(layout.add(&manifest), None);
+    }
+    assert!(layout.error("").contains("exceed 6 MiB in total"));
+}
+
+#[test]
+fn digest_covers_annotations_and_platform() {
+    let tar = Tar::new().file("kernel", "GOOD").file("evil", "EVIL").build();
+    let good = Image {
+        config: json!({"Labels": {BINARY: "/kernel"}, "Cmd": ["good"]}),
+        ..Image::new(vec![LayerBlob::gzip(&tar)])
+    };
+    let mut layout = Layout::new();
+    let evil = json!({BINARY: "/evil", "com.urunc.unikernel.cmdline": "evil"});
+    let mut manifest = layout.add(&good);
+    let plain = manifest.clone();
+    manifest["annotations"] = evil.clone();
+    manifest["platform"] = json!({"os": "xen", "architecture": native()});
+    let index = json!({"schemaVersion": 2, "manifests": [manifest], "annotations": evil}).to_string();
+    let mut index = layout.blob(INDEX, index.as_bytes());
+    let index_digest = index["digest"].as_str().unwrap().to_owned();
+    index["annotations"] = json!({"com.urunc.unikernel.initrd": "/evil"});
+    layout.name(index, Some("v1"));
+    assert!(layout.error("").starts_with("it is built for xen"));
+    let suffix = format!("@{}", plain["digest"].as_str().unwrap());
+    for suffix in [format!(":v1{suffix}"), suffix] {
+        let files = layout.open(&suffix).unwrap();
+        assert_eq!(files.kernel, b"GOOD");
+        assert_eq!(files.command_line.as_deref(), Some("good"));
+        assert_eq!(files.initrd, None);
+    }
+    // The digest of an index covers its entries.
+    assert!(
+        layout
+            .error(&format!("@{index_digest}"))
+            .starts_with("it is built for xen")
+    );
+}
+
+#[test]
+fn annotations_of_index_are_shared() {
+    let mut layout = Layout::new();
+    let descriptor = layout.add(&image("x"));
+    let annotations: serde_json::Map<String, Value> = (0..10_000)
+        .map(|number| (format!("{number}"), "".into()))
+        .chain([("com.urunc.unikernel.cmdline".into(), "c".repeat(1 << 20).into())])
+        .collect();
+    let manifests = vec![descriptor; 900];
+    let index = json!({"schemaVersion": 2, "manifests": manifests, "annotations": annotations});
+    layout.name(layout.blob(INDEX, index.to_string().as_bytes()), None);
+    let reference = Reference::parse(layout.image("").as_ref()).unwrap();
+    let store = Store::open(&reference).unwrap();
+    let selected = select(&store, &reference).unwrap();
+    // One key, in one map for all entries, of which only the selected one is left.
+    assert_eq!(selected.annotations.len(), 1);
+    assert_eq!(selected.annotations[0].len(), 1);
+    assert_eq!(std::rc::Rc::strong_count(&selected.annotations[0]), 1);
+}
+
+#[test]
+fn long_tags_are_shortened_in_messages() {
+    let mut layout = Layout::new();
+    for kernel in ["one", "two"] {
+        layout.name(layout.add(&image(kernel)), Some(&"ä".repeat(100_000)));
+    }
+    let error = layout.error("");
+    assert!(
+        error.starts_with("several images match") && error.len() < 1000,
+        "{error}"
+    );
+}
+
+#[test]
+fn blob_of_two_types_is_refused() {
+    let mut layout = Layout::new();
+    let descriptor = layout.add(&image("one"));
+    let path = layout.blob_path(descriptor["digest"].as_str().unwrap());
+    let manifest: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    for (key, value, media_type, expected) in [
+        (
+            "manifests",
+            json!([descriptor]),
+            MANIFEST,
+            "it has the key \"manifests\"",
+        ),
+        (
+            "mediaType",
+            json!(INDEX),
+            MANIFEST,
+            "it states the media type \"application/vnd.oci.image.index",
+        ),
+        (
+            "manifests",
+            json!([descriptor]),
+            INDEX,
+            "it has the key \"layers\"",
+        ),
+        (
+            "mediaType",
+            json!(MANIFEST),
+            INDEX,
+            "it states the media type \"application/vnd.oci.image.manifest",
+        ),
+    ] {
+        let mut both = manifest.clone();
+        both[key] = value;
+        let mut layout = Layout::new();
+        layout.add(&image("one"));
+        layout.name(layout.blob(media_type, both.to_string().as_bytes()), None);
+        let error = layout.error("");
+        assert!(error.contains(expected), "{error}");
+    }
+    let mut stated = manifest.clone();
+    stated["mediaType"] = MANIFEST.into();
+    layout = Layout::new();
+    layout.add(&image("one"));
+    layout.name(layout.blob(MANIFEST, stated.to_string().as_bytes()), None);
+    assert_eq!(kernel(&layout, ""), "one");
+    layout.directory.write("index.json", stated.to_string());
+    assert!(
+        layout
+            .error("")
+            .starts_with("cannot read the file index.json: it states the media type")
+    );
+}
+
+#[test]
+fn links_in_layout_are_not_followed() {
+    let layout = Layout::of(&image("one"));
+    let blobs = fs::read_dir(layout.directory.path("blobs/sha256")).unwrap();
+    let mut paths: Vec<_> = blobs.map(|entry| entry.unwrap().path()).collect();
+    paths.extend(["index.json", "oci-layout"].map(|name| layout.directory.path(name)));
+    for path in paths {
+        let other = layout.directory.path("other");
+        fs::rename(&path, &other).unwrap();
+        symlink(&other, &path).unwrap();
+        let error = layout.error("");
+        assert!(
+            error.ends_with(": it is a symbolic link; replace it by the file"),
+            "{error}"
+        );
+        fs::rename(&other, &path).unwrap();
+    }
+    assert_eq!(kernel(&layout, ""), "one");
+}
+
+#[test]
+fn wrong_scheme_is_named() {
+    let layout = Layout::of(&image("one"));
+    let directory = layout.directory.text("");
+    let error = |name: String| open_named(&name).err().unwrap();
+    assert_eq!(
+        error(format!("oci-archive:{directory}")),
+        "the path names a directory; begin the name with oci: instead"
+    );
+    assert_eq!(
+        error(format!("oci:{directory}index.json")),
+        "the path names a file; begin the name with oci-archive: instead"
+    );
 }
 
 #[test]
