@@ -44,7 +44,7 @@ pub enum Error {
     #[error("cannot read the file as a tar archive: {0}")]
     NotArchive(&'static str),
     /// The archive is damaged.
-    #[error("cannot read the tar archive")]
+    #[error("cannot read the tar archive; copy it again")]
     Archive(#[source] io::Error),
     /// The directory or archive is of another format.
     #[error("it has no {name}; make an OCI layout of it, for example by skopeo copy {from} oci:DIRECTORY")]
@@ -85,7 +85,9 @@ pub enum Error {
         available: String,
     },
     /// No image is for the architecture of this host.
-    #[error("no image in it is for {architecture}, the architecture of this host; it has {available}")]
+    #[error(
+        "no image in it is for {architecture}, the architecture of this host; use another image; it has {available}"
+    )]
     Architecture {
         /// Architecture of this host.
         architecture: String,
@@ -159,12 +161,33 @@ pub enum Error {
     /// A text of the image cannot be a command line.
     #[error("the command line ({0}) has control characters; append -- with another one")]
     CommandLine(String),
+    /// The command line is too long.
+    #[error(
+        "the command line ({place}) has {length} bytes, and the limit is {limit}; append -- with a shorter one"
+    )]
+    LongCommandLine {
+        /// Place in the image that states it.
+        place: String,
+        /// Its length.
+        length: usize,
+        /// Limit.
+        limit: usize,
+    },
     /// The file with the metadata is malformed.
-    #[error("cannot parse urunc.json")]
+    #[error("cannot parse urunc.json; make the image again")]
     Metadata(#[source] serde_json::Error),
-    /// A file for the content cannot be created.
-    #[error("cannot create {0}")]
-    Create(&'static str, #[source] io::Error),
+    /// A copy in memory cannot be read.
+    #[error("cannot read the copy of {0} in memory; free memory")]
+    Copy(&'static str, #[source] io::Error),
+    /// A link of /proc cannot be opened.
+    #[error("cannot open {path}; mount /proc")]
+    Proc {
+        /// The path.
+        path: PathBuf,
+        /// Error of the system call.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Error of a blob.
@@ -185,7 +208,7 @@ pub enum BlobError {
         found: u64,
     },
     /// The blob is too large.
-    #[error("its size of {size} exceeds the limit of {limit}")]
+    #[error("its size of {size} exceeds the limit of {limit}; use a smaller image")]
     TooLarge {
         /// Size of the blob.
         size: Bytes,
@@ -213,10 +236,10 @@ pub enum BlobError {
     #[error("its content has the digest sha256:{0}: it is damaged or forged; copy the image again")]
     Digest(String),
     /// A system call failed.
-    #[error("read failed")]
+    #[error("read failed; check the file and its file system")]
     Read(#[source] io::Error),
     /// The content is malformed.
-    #[error("it is no valid JSON of its type")]
+    #[error("it is no valid JSON of its type; make the image again")]
     Json(#[source] serde_json::Error),
 }
 
@@ -230,7 +253,7 @@ pub enum LayerError {
     #[error("the media type {0:?} is not supported; {1}")]
     MediaType(String, &'static str),
     /// The archive in the layer is damaged.
-    #[error("cannot unpack the tar archive")]
+    #[error("cannot unpack the tar archive; make the layer again")]
     Unpack(#[source] io::Error),
     /// The unpacked archive has another digest.
     #[error(
@@ -245,6 +268,9 @@ pub enum LayerError {
     /// The unpacked archive is too large.
     #[error("unpacked, it exceeds the limit of {0}; use a smaller layer")]
     TooLarge(Bytes),
+    /// The unpacked archives of all layers are too large.
+    #[error("unpacked, the layers exceed the limit of {0} in total; use a smaller image")]
+    TotalTooLarge(Bytes),
     /// The compression ratio is too high.
     #[error("unpacked, it is more than {0} times as large as compressed; use an uncompressed layer")]
     Ratio(u64),
@@ -255,7 +281,7 @@ pub enum LayerError {
     #[error("the paths of the entries have more than {0} in total; use a smaller image")]
     TooLongNames(Bytes),
     /// An extension header is too large.
-    #[error("an extension header has {size}, and the limit is {limit}")]
+    #[error("an extension header has {size}, and the limit is {limit}; make the layer again")]
     Extension {
         /// Size of the header.
         size: Bytes,
@@ -265,7 +291,10 @@ pub enum LayerError {
     /// The path of an entry leaves the root, or is invalid.
     #[error("the entry {0:?} is refused: {1}")]
     Path(String, &'static str),
-    /// The content of a file cannot be kept.
+    /// The content of a file cannot be kept in memory.
+    #[error("cannot write the content of {0} to memory; free memory, or use a smaller file")]
+    Memory(String, #[source] io::Error),
+    /// The content of a file cannot be kept on a disk.
     #[error("cannot write the content of {0}; set TMPDIR to a directory with enough space")]
     Write(String, #[source] io::Error),
     /// A file for the content of a disk cannot be created.
@@ -277,15 +306,14 @@ pub enum LayerError {
         #[source]
         source: io::Error,
     },
-    /// A wanted file is too large.
-    #[error("the file {path} has {size}, and the limit is {limit}")]
-    FileTooLarge {
-        /// Path of the file.
-        path: String,
-        /// Its size.
-        size: Bytes,
-        /// Limit.
-        limit: Bytes,
+    /// A link of /proc cannot be opened.
+    #[error("cannot open {path}; mount /proc")]
+    Proc {
+        /// The path.
+        path: PathBuf,
+        /// Error of the system call.
+        #[source]
+        source: io::Error,
     },
 }
 
@@ -293,10 +321,10 @@ pub enum LayerError {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// No layer has the file.
-    #[error("no layer of the image has it")]
+    #[error("no layer of the image has it; correct the path in the image")]
     NotFound,
     /// A whiteout hides the file.
-    #[error("layer {number} ({digest}) removes it by a whiteout")]
+    #[error("layer {number} ({digest}) removes it by a whiteout; make the image again without it")]
     Whiteout {
         /// Number of the layer from the lowest, 1.
         number: usize,
@@ -304,13 +332,13 @@ pub enum FileError {
         digest: String,
     },
     /// The path leaves the root.
-    #[error("the path {0} leaves the root file system of the image")]
+    #[error("the path {0} leaves the root file system of the image; use a path within it")]
     OutsideRoot(String),
     /// The path has control characters.
     #[error("the path has control characters; use printable ones")]
     Control,
     /// There are too many links.
-    #[error("more than {0} links lead to it")]
+    #[error("more than {0} links lead to it; use the path of the file itself")]
     TooManyLinks(usize),
     /// The file is not regular.
     #[error("{path} is a {kind}; a regular file is required")]
@@ -321,6 +349,14 @@ pub enum FileError {
         kind: &'static str,
     },
     /// The file has no content.
-    #[error("the file is empty")]
+    #[error("the file is empty; make the image again with its content")]
     Empty,
+    /// The file is too large.
+    #[error("it has {size}, and the limit is {limit}; use a smaller file")]
+    TooLarge {
+        /// Size of the file.
+        size: Bytes,
+        /// Limit.
+        limit: Bytes,
+    },
 }

@@ -12,7 +12,7 @@ use tar::{EntryType, PaxExtensions};
 use vmm::memory::Bytes;
 
 use super::error::{BlobError, LayerError};
-use super::limits::{FREE_UNPACKED, MAX_EXTENSION, MAX_PATH, MAX_RATIO, MAX_UNPACKED};
+use super::limits::{FREE_UNPACKED, MAX_EXTENSION, MAX_PATH, MAX_RATIO, MAX_UNPACKED, MAX_UNPACKED_TOTAL};
 use super::path;
 use super::progress::Progress;
 use super::store::{Blob, Store, hex};
@@ -55,8 +55,8 @@ fn compression(media_type: &MediaType) -> Result<Compression, LayerError> {
 /// Entry of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
-    /// Regular file.
-    File,
+    /// Regular file with its size in bytes.
+    File(u64),
     /// Directory.
     Directory,
     /// Symbolic link with its target.
@@ -72,7 +72,7 @@ impl Node {
     pub fn target(&self) -> Option<&[u8]> {
         match self {
             Self::Symlink(target) | Self::Hardlink(target) => Some(target),
-            Self::File | Self::Directory | Self::Other(_) => None,
+            Self::File(_) | Self::Directory | Self::Other(_) => None,
         }
     }
 }
@@ -84,8 +84,6 @@ pub struct Member {
     pub path: Vec<u8>,
     /// Kind.
     pub node: Node,
-    /// Size of the content in bytes.
-    pub size: u64,
 }
 
 /// Layer of an image.
@@ -97,7 +95,8 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Reads the layer from `store`, calls `visit` with each entry and its content, and compares the digests.
+    /// Reads the layer from `store`, calls `visit` with each entry and its content, and compares the digests. `before` is the number of
+    /// unpacked bytes of other layers, which count for the limit of an image. Returns that of this layer.
     ///
     /// # Errors
     /// [`LayerError`] if the layer cannot be read, exceeds a limit, or has another digest; and errors of `visit`.
@@ -105,10 +104,17 @@ impl Layer {
         &self,
         store: &Store,
         progress: &mut Progress,
+        before: u64,
         visit: &mut dyn FnMut(Member, &mut dyn Read) -> Result<(), LayerError>,
-    ) -> Result<(), LayerError> {
+    ) -> Result<u64, LayerError> {
         let compression = compression(self.descriptor.media_type())?;
         let blob = store.blob(&self.descriptor).map_err(LayerError::Blob)?;
+        if blob.size() > MAX_UNPACKED {
+            return Err(LayerError::Blob(BlobError::TooLarge {
+                size: Bytes(blob.size()),
+                limit: Bytes(MAX_UNPACKED),
+            }));
+        }
         progress.begin(blob.size());
         let compressed = Hashed::new(blob);
         let buffered = BufReader::with_capacity(CHUNK, compressed);
@@ -116,6 +122,7 @@ impl Layer {
         let mut unpacked = Unpacked {
             decoder,
             hash: Sha256::new(),
+            before,
             count: 0,
             padding: 0,
             progress,
@@ -123,7 +130,9 @@ impl Layer {
         read_entries(&mut unpacked, visit)?;
         // The digests cover the bytes behind the end of the archive too.
         io::copy(&mut unpacked, &mut io::sink()).map_err(unpack_error)?;
-        let Unpacked { decoder, hash, .. } = unpacked;
+        let Unpacked {
+            decoder, hash, count, ..
+        } = unpacked;
         let mut compressed = decoder.into_source().into_inner();
         io::copy(&mut compressed, &mut io::sink())
             .map_err(|error| LayerError::Blob(BlobError::Read(error)))?;
@@ -133,7 +142,7 @@ impl Layer {
         }
         let found = hex(&hash.finalize());
         match self.diff_id.strip_prefix("sha256:") == Some(&found) {
-            true => Ok(()),
+            true => Ok(count),
             false => Err(LayerError::DiffId {
                 expected: self.diff_id.clone(),
                 found,
@@ -278,6 +287,8 @@ impl Read for ZstdFrames {
 struct Unpacked<'a> {
     decoder: Decoder,
     hash: Sha256,
+    /// Unpacked bytes of other layers.
+    before: u64,
     /// Bytes of the archive.
     count: u64,
     /// Zeros behind it.
@@ -297,6 +308,10 @@ impl Read for Unpacked<'_> {
         self.progress.report(consumed);
         if self.count > MAX_UNPACKED {
             return Err(io::Error::other(LayerError::TooLarge(Bytes(MAX_UNPACKED))));
+        }
+        if self.before.saturating_add(self.count) > MAX_UNPACKED_TOTAL {
+            let limit = Bytes(MAX_UNPACKED_TOTAL);
+            return Err(io::Error::other(LayerError::TotalTooLarge(limit)));
         }
         if self.count > FREE_UNPACKED && self.count / MAX_RATIO > consumed {
             return Err(io::Error::other(LayerError::Ratio(MAX_RATIO)));
@@ -384,7 +399,7 @@ fn member(entry: &TarEntry<'_, '_, '_>, extension: Extension) -> Result<Member, 
     let node = match header.entry_type() {
         _ if extension.is_sparse => Node::Other("sparse file"),
         EntryType::Regular | EntryType::Continuous if raw.ends_with(b"/") => Node::Directory,
-        EntryType::Regular | EntryType::Continuous => Node::File,
+        EntryType::Regular | EntryType::Continuous => Node::File(size),
         EntryType::Link => Node::Hardlink(path::normalize(&target()?).map_err(refuse)?),
         EntryType::Symlink => Node::Symlink(target()?),
         EntryType::Directory => Node::Directory,
@@ -394,7 +409,16 @@ fn member(entry: &TarEntry<'_, '_, '_>, extension: Extension) -> Result<Member, 
         EntryType::GNUSparse => Node::Other("sparse file"),
         _ => Node::Other("file of an unknown type"),
     };
-    Ok(Member { path, node, size })
+    // Readers of archives disagree about the content of such an entry: some read the next header there.
+    if size > 0
+        && !matches!(
+            node,
+            Node::File(_) | Node::Other("sparse file" | "file of an unknown type")
+        )
+    {
+        return Err(refuse("it has content and is no file; make the layer again"));
+    }
+    Ok(Member { path, node })
 }
 
 /// Reads an extension header.

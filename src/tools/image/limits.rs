@@ -26,6 +26,8 @@ pub const MAX_EXTENSION: u64 = 1 << 20;
 pub const MAX_LINKS: usize = 40;
 /// Maximum bytes of an unpacked layer.
 pub const MAX_UNPACKED: u64 = if cfg!(test) { 4 << 20 } else { 8 << 30 };
+/// Maximum bytes of all unpacked layers of an image, each counted once.
+pub const MAX_UNPACKED_TOTAL: u64 = if cfg!(test) { 10 << 20 } else { 16 << 30 };
 /// Maximum ratio of unpacked to compressed bytes, beyond [`FREE_UNPACKED`].
 pub const MAX_RATIO: u64 = 500;
 /// Unpacked bytes of a layer that need no ratio.

@@ -46,8 +46,8 @@ use layer::Layer;
 use program::{Decision, Program, find_program};
 use progress::Progress;
 use reference::Reference;
-use role::{ImageFile, Places, Role};
-use root::{Content, RootFs};
+use role::{ImageFile, Places, Role, Use};
+use root::{Content, RootFs, Wanted};
 use select::{Selected, select};
 use store::Store;
 
@@ -65,26 +65,22 @@ pub enum CommandError {
     Execute(sibling::Error),
 }
 
-/// Files and program of an image.
-struct Opened {
+/// Program of an image with its kernel. `T` is the content of a further file, or its size.
+struct Opened<T> {
     selected: Selected,
     program: Program,
     kernel: Content,
-    initrd: Option<Content>,
-    block: Option<Content>,
+    initrd: Option<T>,
+    block: Option<T>,
 }
 
 /// Becomes `mayfly run` with the program of the image. Returns only if that fails.
 pub fn run(args: &RunArgs) -> CommandError {
     let name = args.image.to_string_lossy();
-    let places = Places {
-        image: &name,
-        has_initrd: !args.has_initrd,
-        has_block: !args.has_disk,
-    };
+    let places = places(args, &name);
     let execute = || {
         // The files stay open until the exec.
-        let opened = open(&args.image, &places)?;
+        let opened = open(&args.image, &places, |root, wanted| root.find(wanted))?;
         let arguments = arguments(args, &opened)?;
         Ok(sibling::execute("mayfly", &arguments))
     };
@@ -97,8 +93,19 @@ pub fn run(args: &RunArgs) -> CommandError {
     )
 }
 
+/// Returns the parts of the image that `args` do not replace.
+fn places<'a>(args: &RunArgs, image: &'a str) -> Places<'a> {
+    let usage = |is_replaced| if is_replaced { Use::Nothing } else { Use::Content };
+    Places {
+        image,
+        initrd: usage(args.has_initrd),
+        block: usage(args.has_disk),
+        has_command_line: !args.has_guest_arguments,
+    }
+}
+
 /// Returns the arguments of mayfly: those of the user, with the files of the image as descriptors that stay open across the exec.
-fn arguments(args: &RunArgs, opened: &Opened) -> Result<Vec<OsString>, Error> {
+fn arguments(args: &RunArgs, opened: &Opened<Content>) -> Result<Vec<OsString>, Error> {
     if let Some(reason) = opened.program.mounts_root
         && !args.has_initrd
         && !args.has_disk
@@ -106,33 +113,22 @@ fn arguments(args: &RunArgs, opened: &Opened) -> Result<Vec<OsString>, Error> {
         return Err(Error::RootFileSystem(reason));
     }
     let mut arguments: Vec<OsString> = vec!["run".into()];
-    if let Some(file) = opened.initrd.as_ref().and_then(|content| content.file.as_ref()) {
-        arguments.extend(["--initrd".into(), pass(file)?.into()]);
+    if let Some(initrd) = &opened.initrd {
+        arguments.extend(["--initrd".into(), pass(&initrd.file)?.into()]);
     }
-    if let Some(file) = opened.block.as_ref().and_then(|content| content.file.as_ref()) {
-        let mut drive = pass(file)?.into_os_string();
+    if let Some(block) = &opened.block {
+        let mut drive = pass(&block.file)?.into_os_string();
         drive.push(",ro,id=image");
         arguments.extend(["--disk".into(), drive]);
     }
-    let kernel = opened
-        .kernel
-        .file
-        .as_ref()
-        .map(pass)
-        .transpose()?
-        .unwrap_or_default();
+    let kernel = pass(&opened.kernel.file)?;
     for (index, argument) in args.arguments.iter().enumerate() {
         match index == args.position {
             true => arguments.push(kernel.clone().into()),
             false => arguments.push(argument.clone()),
         }
     }
-    if let Some(command_line) = opened
-        .program
-        .command_line
-        .as_ref()
-        .filter(|_| !args.has_guest_arguments)
-    {
+    if let Some(command_line) = &opened.program.command_line {
         arguments.extend(["--".into(), command_line.value.clone().into()]);
     }
     Ok(arguments)
@@ -144,7 +140,7 @@ fn pass(file: &File) -> Result<PathBuf, Error> {
     let checked = path.symlink_metadata().and_then(|_| sys::keep_across_exec(file));
     match checked {
         Ok(()) => Ok(path),
-        Err(source) => Err(Error::Open { path, source }),
+        Err(source) => Err(Error::Proc { path, source }),
     }
 }
 
@@ -154,34 +150,70 @@ fn pass(file: &File) -> Result<PathBuf, Error> {
 /// [`CommandError`] if the image or its kernel cannot be used.
 pub fn inspect(name: &OsStr) -> Result<String, CommandError> {
     let text = name.to_string_lossy();
-    let places = Places {
-        image: &text,
-        has_initrd: false,
-        has_block: false,
-    };
-    let mut opened = open(name, &places).map_err(|source| {
+    let (opened, mut description) = open_sizes(name, &text).map_err(|source| {
         let image = text.clone().into_owned();
         CommandError::Image(ImageError { image, source })
     })?;
-    let mut description = describe(&text, &opened);
     let path = format!("{text}{}", path::display(&opened.program.kernel.value.path));
-    let file = opened.kernel.file.take();
-    let kernel = file.map(|file| inspect::inspect_file(Path::new(&path), file));
+    let kernel = inspect::inspect_file(Path::new(&path), opened.kernel.file);
     description.push('\n');
-    description.push_str(
-        &kernel
-            .transpose()
-            .map_err(CommandError::Kernel)?
-            .unwrap_or_default(),
-    );
+    description.push_str(&kernel.map_err(CommandError::Kernel)?);
     Ok(description)
 }
 
-/// Opens the image `name`: selects the manifest, finds out the program, and reads its files.
-fn open(name: &OsStr, places: &Places<'_>) -> Result<Opened, Error> {
+/// Opens the image `name` for its description, which it returns too. Reads the sizes of initrd and block image only.
+fn open_sizes(name: &OsStr, text: &str) -> Result<(Opened<u64>, String), Error> {
+    let places = Places {
+        image: text,
+        initrd: Use::Size,
+        block: Use::Size,
+        has_command_line: true,
+    };
+    let opened = open(name, &places, |root, wanted| root.size(wanted))?;
+    let description = describe(text, &opened);
+    Ok((opened, description))
+}
+
+/// Opens the image `name`: selects the manifest and the program, and reads its files, initrd and block image by `find`.
+fn open<T>(
+    name: &OsStr,
+    places: &Places<'_>,
+    find: impl Fn(&mut RootFs<'_>, &Wanted) -> Result<T, Error>,
+) -> Result<Opened<T>, Error> {
     let reference = Reference::parse(name)?;
     let store = Store::open(&reference)?;
     let selected = select(&store, &reference)?;
+    let mut root = root_fs(&store, &selected, places.image);
+    let program = find_program(&selected, &mut root, places)?;
+    let kernel = places.wanted(Role::Kernel, &program.kernel.value);
+    let further = |role, file: &Option<Decision<ImageFile>>| {
+        file.as_ref().map(|file| (role, places.wanted(role, &file.value)))
+    };
+    let initrd = further(Role::Initrd, &program.initrd);
+    let block = further(Role::Block, &program.block);
+    // All before the first search: a layer is read once.
+    root.want(kernel.clone());
+    for (role, wanted) in initrd.iter().chain(&block) {
+        if places.usage(*role) == Use::Content {
+            root.want(wanted.clone());
+        }
+    }
+    let kernel = root.find(&kernel)?;
+    let mut find_further = |file: Option<(Role, Wanted)>| {
+        let found = file.map(|(_, wanted)| find(&mut root, &wanted));
+        found.transpose()
+    };
+    Ok(Opened {
+        kernel,
+        initrd: find_further(initrd)?,
+        block: find_further(block)?,
+        selected,
+        program,
+    })
+}
+
+/// Returns the root file system of the image `selected`, named `name` in messages.
+fn root_fs<'a>(store: &'a Store, selected: &Selected, name: &str) -> RootFs<'a> {
     let layers = selected
         .manifest
         .layers()
@@ -191,36 +223,11 @@ fn open(name: &OsStr, places: &Places<'_>) -> Result<Opened, Error> {
         descriptor: descriptor.clone(),
         diff_id: diff_id.clone(),
     });
-    let mut root = RootFs::new(&store, layers.collect(), Progress::start(places.image));
-    let program = find_program(&selected, &mut root, places)?;
-    // All before the first search: a layer is read once.
-    let files = [
-        (Role::Kernel, Some(&program.kernel)),
-        (Role::Initrd, program.initrd.as_ref()),
-        (Role::Block, program.block.as_ref()),
-    ];
-    for (role, file) in files {
-        file.iter()
-            .for_each(|file| root.want(places.wanted(role, &file.value)));
-    }
-    let mut find = |role, file: Option<&Decision<ImageFile>>| {
-        let wanted = file.map(|file| places.wanted(role, &file.value));
-        wanted.map(|wanted| root.find(&wanted)).transpose()
-    };
-    let kernel = find(Role::Kernel, Some(&program.kernel))?;
-    let initrd = find(Role::Initrd, program.initrd.as_ref())?;
-    let block = find(Role::Block, program.block.as_ref())?;
-    Ok(Opened {
-        kernel: kernel.unwrap_or(Content { file: None, size: 0 }),
-        initrd,
-        block,
-        selected,
-        program,
-    })
+    RootFs::new(store, layers.collect(), Progress::start(name))
 }
 
 /// Describes the decisions about the image `name`.
-fn describe(name: &str, opened: &Opened) -> String {
+fn describe(name: &str, opened: &Opened<u64>) -> String {
     let Opened {
         selected, program, ..
     } = opened;
@@ -251,16 +258,14 @@ fn describe(name: &str, opened: &Opened) -> String {
     let command_line =
         command_line.map(|decision| format!("{:?}, by the {}", decision.value, decision.source));
     line("command line", command_line.unwrap_or("none".into()));
-    for (label, decision, content) in [
-        ("initrd", &program.initrd, &opened.initrd),
-        ("disk", &program.block, &opened.block),
+    for (label, decision, size) in [
+        ("initrd", &program.initrd, opened.initrd),
+        ("disk", &program.block, opened.block),
     ] {
-        let size = content.as_ref().map_or(0, |content| content.size);
+        let decided = decision.as_ref().zip(size);
         line(
             label,
-            decision
-                .as_ref()
-                .map_or("none".into(), |decision| file(decision, size)),
+            decided.map_or("none".into(), |(decision, size)| file(decision, size)),
         );
     }
     if let Some(reason) = program.mounts_root {

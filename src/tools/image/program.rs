@@ -5,10 +5,11 @@ use std::os::unix::fs::FileExt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use vmm::arch::{Native, Platform};
 
 use super::error::{Error, FileError};
 use super::path;
-use super::role::{ImageFile, Places, Role};
+use super::role::{ImageFile, Places, Role, Use};
 use super::root::{Content, RootFs};
 use super::select::{Selected, URUNC};
 
@@ -153,7 +154,7 @@ fn file(role: &'static str, text: &str, layer: Option<usize>) -> Result<ImageFil
     })
 }
 
-/// Finds out the program of the image. Reads layers only if neither annotations nor labels name the kernel.
+/// Selects the program of the image, without the parts that the user replaces. Reads layers only if neither annotations nor labels name the kernel.
 ///
 /// # Errors
 /// [`Error`] if the image names no kernel, is built for another monitor, or its metadata cannot be used.
@@ -164,22 +165,24 @@ pub fn find_program(
 ) -> Result<Program, Error> {
     let values = UruncValues::of_image(selected);
     check_monitor(selected, &values)?;
-    if let Some(program) = urunc_program(selected, &values)? {
+    if let Some(program) = urunc_program(selected, &values, places)? {
         return Ok(program);
     }
-    if let Some(program) = kraft_program(selected)? {
+    if let Some(program) = kraft_program(selected, places)? {
         return Ok(program);
     }
     let metadata = places.wanted(Role::Metadata, &file("metadata", METADATA_PATH, None)?);
     root.want(metadata.clone());
     for (kernel, initrd, _) in CONVENTIONS {
         root.want(places.wanted(Role::Kernel, &file("kernel", kernel, None)?));
-        root.want(places.wanted(Role::Initrd, &file("initrd", initrd, None)?));
+        if places.initrd == Use::Content {
+            root.want(places.wanted(Role::Initrd, &file("initrd", initrd, None)?));
+        }
     }
     if let Some(content) = root.find_optional(&metadata)? {
-        let values = UruncValues::of_metadata(&read(content)?)?;
+        let values = UruncValues::of_metadata(&read(&content)?)?;
         check_monitor(selected, &values)?;
-        if let Some(program) = urunc_program(selected, &values)? {
+        if let Some(program) = urunc_program(selected, &values, places)? {
             return Ok(program);
         }
     }
@@ -187,8 +190,10 @@ pub fn find_program(
         let kernel = file("kernel", kernel, None)?;
         let initrd = file("initrd", initrd, None)?;
         if root.has(&places.wanted(Role::Kernel, &kernel))? {
-            let initrd = root.has(&places.wanted(Role::Initrd, &initrd))?.then_some(initrd);
-            return conventional_program(selected, kernel, initrd, source);
+            let has_initrd =
+                places.initrd != Use::Nothing && root.has(&places.wanted(Role::Initrd, &initrd))?;
+            let initrd = has_initrd.then_some(initrd);
+            return conventional_program(selected, kernel, initrd, (places, source));
         }
     }
     Err(Error::NoKernel {
@@ -197,12 +202,10 @@ pub fn find_program(
     })
 }
 
-fn read(content: Content) -> Result<Vec<u8>, Error> {
+fn read(content: &Content) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; usize::try_from(content.size).unwrap_or(0)];
-    if let Some(file) = content.file {
-        file.read_exact_at(&mut bytes, 0)
-            .map_err(|error| Error::Create("a copy of urunc.json", error))?;
-    }
+    let read = content.file.read_exact_at(&mut bytes, 0);
+    read.map_err(|error| Error::Copy("urunc.json", error))?;
     Ok(bytes)
 }
 
@@ -221,7 +224,11 @@ fn check_monitor(selected: &Selected, values: &UruncValues) -> Result<(), Error>
 }
 
 /// Returns the program by the values of urunc, if they name a kernel.
-fn urunc_program(selected: &Selected, values: &UruncValues) -> Result<Option<Program>, Error> {
+fn urunc_program(
+    selected: &Selected,
+    values: &UruncValues,
+    places: &Places<'_>,
+) -> Result<Option<Program>, Error> {
     let Some(kernel) = values.file("binary", "kernel")? else {
         return Ok(None);
     };
@@ -229,25 +236,27 @@ fn urunc_program(selected: &Selected, values: &UruncValues) -> Result<Option<Pro
         let value = values.get(name).unwrap_or_default();
         value.eq_ignore_ascii_case("true")
     });
-    let (initrd, block) = (
-        values.file("initrd", "initrd")?,
-        values.file("block", "block image")?,
-    );
+    let has_files = values.get("initrd").or(values.get("block")).is_some();
+    let find = |role: Role, name| match places.usage(role) {
+        Use::Nothing => Ok(None),
+        Use::Content | Use::Size => values.file(name, role.name()),
+    };
+    let (initrd, block) = (find(Role::Initrd, "initrd")?, find(Role::Block, "block")?);
     let command_line = match values.decision("cmdline") {
         Some(decision) => Some(decision),
         None => arguments(selected, &kernel.value),
     };
     Ok(Some(Program {
-        mounts_root: mounts_root.filter(|_| initrd.is_none() && block.is_none()),
+        mounts_root: mounts_root.filter(|_| !has_files),
         kernel,
-        command_line: check(command_line)?,
+        command_line: check(command_line, places)?,
         initrd,
         block,
     }))
 }
 
 /// Returns the program by the annotations and types of Kraft's layers, if one holds a kernel.
-fn kraft_program(selected: &Selected) -> Result<Option<Program>, Error> {
+fn kraft_program(selected: &Selected, places: &Places<'_>) -> Result<Option<Program>, Error> {
     let find = |role, annotation: &str, media_type: &str, path: &str| {
         for (index, layer) in selected.manifest.layers().iter().enumerate() {
             let named = layer.annotations().as_ref().and_then(|all| all.get(annotation));
@@ -266,9 +275,12 @@ fn kraft_program(selected: &Selected) -> Result<Option<Program>, Error> {
         return Ok(None);
     };
     Ok(Some(Program {
-        command_line: check(arguments(selected, &kernel.value))?,
+        command_line: check(arguments(selected, &kernel.value), places)?,
         kernel,
-        initrd: find("initrd", KRAFT_INITRD, KRAFT_INITRD_TYPE, KRAFT_INITRD_PATH)?,
+        initrd: match places.initrd {
+            Use::Nothing => None,
+            Use::Content | Use::Size => find("initrd", KRAFT_INITRD, KRAFT_INITRD_TYPE, KRAFT_INITRD_PATH)?,
+        },
         block: None,
         mounts_root: None,
     }))
@@ -279,14 +291,14 @@ fn conventional_program(
     selected: &Selected,
     kernel: ImageFile,
     initrd: Option<ImageFile>,
-    source: &str,
+    (places, source): (&Places<'_>, &str),
 ) -> Result<Program, Error> {
     let decide = |value| Decision {
         value,
         source: source.to_owned(),
     };
     Ok(Program {
-        command_line: check(arguments(selected, &kernel))?,
+        command_line: check(arguments(selected, &kernel), places)?,
         kernel: decide(kernel),
         initrd: initrd.map(decide),
         block: None,
@@ -322,11 +334,23 @@ fn arguments(selected: &Selected, kernel: &ImageFile) -> Option<Decision<String>
     })
 }
 
-/// Checks that a command line has no control characters, which the guest would not get unchanged.
-fn check(command_line: Option<Decision<String>>) -> Result<Option<Decision<String>>, Error> {
+/// Checks that a command line is not too long, and has no control characters, which the guest would not get unchanged. Returns none if
+/// the user replaces it.
+fn check(
+    command_line: Option<Decision<String>>,
+    places: &Places<'_>,
+) -> Result<Option<Decision<String>>, Error> {
     match command_line {
+        _ if !places.has_command_line => Ok(None),
         Some(Decision { value, source }) if value.contains(char::is_control) => {
             Err(Error::CommandLine(source))
+        }
+        Some(Decision { value, source }) if value.len() > Native::COMMAND_LINE_CAPACITY => {
+            Err(Error::LongCommandLine {
+                place: source,
+                length: value.len(),
+                limit: Native::COMMAND_LINE_CAPACITY,
+            })
         }
         checked => Ok(checked),
     }

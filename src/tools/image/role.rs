@@ -52,31 +52,50 @@ pub struct ImageFile {
     pub layer: Option<usize>,
 }
 
-/// Places for the files of an image.
+/// Use of a file of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// The content is required.
+    Content,
+    /// The size is required.
+    Size,
+    /// The user replaces the file.
+    Nothing,
+}
+
+/// Parts of an image that a command uses, and places for the files.
 pub struct Places<'a> {
     /// The image, as the user names it.
     pub image: &'a str,
-    /// The content of the initrd is required.
-    pub has_initrd: bool,
-    /// The content of the block image is required.
-    pub has_block: bool,
+    /// Use of the initrd.
+    pub initrd: Use,
+    /// Use of the block image.
+    pub block: Use,
+    /// The command line is required.
+    pub has_command_line: bool,
 }
 
 impl Places<'_> {
+    /// Returns the use of the file with `role`.
+    pub fn usage(&self, role: Role) -> Use {
+        match role {
+            Role::Kernel | Role::Metadata => Use::Content,
+            Role::Initrd => self.initrd,
+            Role::Block => self.block,
+        }
+    }
+
     /// Returns `file` with its limit and the place for its content.
     pub fn wanted(&self, role: Role, file: &ImageFile) -> Wanted {
-        let place = match role {
-            Role::Kernel | Role::Metadata => Place::Memory(self.memory_name(&file.path)),
-            Role::Initrd if self.has_initrd => Place::Memory(self.memory_name(&file.path)),
-            Role::Block if self.has_block => Place::Disk,
-            Role::Initrd | Role::Block => Place::Nowhere,
-        };
         Wanted {
             role: role.name(),
             path: file.path.clone(),
             layer: file.layer,
             limit: role.limit(),
-            place,
+            place: match role {
+                Role::Kernel | Role::Metadata | Role::Initrd => Place::Memory(self.memory_name(&file.path)),
+                Role::Block => Place::Disk,
+            },
         }
     }
 
@@ -95,15 +114,16 @@ impl Places<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::Places;
+    use super::{Places, Use};
 
     #[test]
     fn name_of_memfd_has_image_and_path() {
         let name = |image: &str| {
             let places = Places {
                 image,
-                has_initrd: true,
-                has_block: true,
+                initrd: Use::Content,
+                block: Use::Content,
+                has_command_line: true,
             };
             places.memory_name(b".boot/kernel").into_string().unwrap()
         };

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -20,19 +21,19 @@ use crate::sys;
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 64 << 10;
+/// Maximum number of left files of one name.
+const MAX_LEFT: u32 = 100;
 /// Prefixes of whiteouts, OCI image specification, section "Whiteouts".
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Place for the content of a file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Sealed memfd of this name.
     Memory(CString),
-    /// File without a name on a disk.
+    /// File without a name on a disk, open for reads.
     Disk,
-    /// None: only the size is of interest.
-    Nowhere,
 }
 
 /// File that is wanted from the image.
@@ -50,13 +51,33 @@ pub struct Wanted {
     pub place: Place,
 }
 
+impl Wanted {
+    /// Returns true if the content of the file `path` with `size` bytes in `layer` may be that of this file.
+    fn keeps(&self, layer: usize, path: &[u8], size: u64) -> bool {
+        self.path == path && self.layer.is_none_or(|top| layer <= top) && size <= self.limit
+    }
+}
+
 /// Content of a file.
 #[derive(Debug)]
 pub struct Content {
-    /// Open file, unless only the size is of interest.
-    pub file: Option<File>,
+    /// Open file.
+    pub file: File,
     /// Size in bytes.
     pub size: u64,
+}
+
+/// Content that was kept when its layer was read first, and its place.
+struct Kept {
+    content: Content,
+    place: Place,
+}
+
+/// File in a layer, with links resolved.
+struct Located {
+    layer: usize,
+    path: Vec<u8>,
+    size: u64,
 }
 
 /// Entries of a layer.
@@ -102,10 +123,12 @@ pub struct RootFs<'a> {
     /// Entries of the layers that are read already.
     tables: Vec<Option<Table>>,
     wanted: Vec<Wanted>,
-    contents: HashMap<(usize, Vec<u8>), Content>,
+    contents: HashMap<(usize, Vec<u8>), Kept>,
     /// Number of the entries, and bytes of their paths and targets.
     entries: usize,
     names: usize,
+    /// Unpacked bytes of the layers that are read.
+    unpacked: u64,
     progress: Progress,
 }
 
@@ -120,11 +143,12 @@ impl<'a> RootFs<'a> {
             contents: HashMap::new(),
             entries: 0,
             names: 0,
+            unpacked: 0,
             progress,
         }
     }
 
-    /// Announces a file that [`find`](Self::find) will return: its content is kept when its layer is read first.
+    /// Announces a file that [`find`](Self::find) may return: its content is kept when its layer is read first.
     pub fn want(&mut self, wanted: Wanted) {
         self.wanted.push(wanted);
     }
@@ -132,19 +156,46 @@ impl<'a> RootFs<'a> {
     /// Returns the content of the file `wanted`.
     ///
     /// # Errors
-    /// [`Error::File`] if the image has no such regular file, [`Error::Layer`] if a layer cannot be used.
+    /// [`Error::File`] if the image has no such regular file, or it is empty or too large; [`Error::Layer`] if a layer cannot be used.
     pub fn find(&mut self, wanted: &Wanted) -> Result<Content, Error> {
-        let (layer, path) = self.locate(wanted).map_err(|stop| match stop {
+        let located = self.locate_file(wanted)?;
+        let key = (located.layer, located.path.clone());
+        match self.contents.remove(&key) {
+            Some(kept) if kept.place == wanted.place => return Ok(kept.content),
+            // It is kept for another role.
+            Some(kept) => drop(self.contents.insert(key, kept)),
+            None => {}
+        }
+        self.extract(&located, wanted)
+    }
+
+    /// Returns the sizes of the kept contents.
+    #[cfg(test)]
+    pub fn kept_sizes(&self) -> Vec<u64> {
+        self.contents.values().map(|kept| kept.content.size).collect()
+    }
+
+    /// Returns the size of the file `wanted`.
+    ///
+    /// # Errors
+    /// As of [`find`](Self::find).
+    pub fn size(&mut self, wanted: &Wanted) -> Result<u64, Error> {
+        self.locate_file(wanted).map(|located| located.size)
+    }
+
+    /// Returns the place of a file that is not empty, within its limit.
+    fn locate_file(&mut self, wanted: &Wanted) -> Result<Located, Error> {
+        let located = self.locate(wanted).map_err(|stop| match stop {
             Stop::File(source) => file_error(wanted, source),
             Stop::Image(error) => error,
         })?;
-        let content = match self.contents.remove(&(layer, path.clone())) {
-            Some(content) => content,
-            None => self.extract(layer, path, wanted)?,
-        };
-        match content.size {
+        match located.size {
             0 => Err(file_error(wanted, FileError::Empty)),
-            _ => Ok(content),
+            size if size > wanted.limit => {
+                let (size, limit) = (Bytes(size), Bytes(wanted.limit));
+                Err(file_error(wanted, FileError::TooLarge { size, limit }))
+            }
+            _ => Ok(located),
         }
     }
 
@@ -176,13 +227,13 @@ impl<'a> RootFs<'a> {
         }
     }
 
-    /// Returns the layer of a file, and its path there, with links resolved.
-    fn locate(&mut self, wanted: &Wanted) -> Result<(usize, Vec<u8>), Stop> {
+    /// Returns the place of a file.
+    fn locate(&mut self, wanted: &Wanted) -> Result<Located, Stop> {
         let mut path = wanted.path.clone();
         let mut top = wanted.layer;
         for _ in 0..=MAX_LINKS {
             match self.step(&path, top)? {
-                Step::Found(layer) => return Ok((layer, path)),
+                Step::Found(layer, size) => return Ok(Located { layer, path, size }),
                 Step::Link(next) => (path, top) = (next, None),
                 // The target of a hard link is in this layer or a lower one.
                 Step::Hardlink(next, layer) => (path, top) = (next, Some(layer)),
@@ -194,17 +245,24 @@ impl<'a> RootFs<'a> {
     /// Searches `path` from the layer `top` down, up to the first link.
     fn step(&mut self, path: &[u8], top: Option<usize>) -> Result<Step, Stop> {
         let count = top.map_or(self.layers.len(), |top| top + 1);
+        // Directories above the path in the layers so far. They replace links and files of the layers below.
+        let mut directories = HashSet::new();
         for index in (0..count).rev() {
             let table = self.table(index)?;
             for (directory, rest) in path::ancestors(path) {
                 match table.nodes.get(directory) {
-                    Some(Node::Symlink(target)) => return Ok(Step::Link(follow(directory, target, rest)?)),
-                    None | Some(Node::Directory) => {}
+                    None => {}
+                    Some(Node::Directory) => {
+                        directories.insert(directory);
+                    }
+                    Some(Node::Symlink(target)) if !directories.contains(directory) => {
+                        return Ok(Step::Link(follow(directory, target, rest)?));
+                    }
                     Some(_) => return Err(FileError::NotFound.into()),
                 }
             }
             match table.nodes.get(path) {
-                Some(Node::File) => return Ok(Step::Found(index)),
+                Some(Node::File(size)) => return Ok(Step::Found(index, *size)),
                 Some(Node::Symlink(target)) => return Ok(Step::Link(follow(path, target, b"")?)),
                 Some(Node::Hardlink(target)) => return Ok(Step::Hardlink(target.clone(), index)),
                 Some(Node::Directory) => return Err(not_regular(path, "directory")),
@@ -225,7 +283,8 @@ impl<'a> RootFs<'a> {
     fn table(&mut self, index: usize) -> Result<&Table, Error> {
         if self.tables[index].is_none() {
             let (mut table, mut contents) = (Table::default(), HashMap::new());
-            let (mut entries, mut names, wanted) = (self.entries, self.names, &self.wanted);
+            let (mut entries, mut names) = (self.entries, self.names);
+            let (wanted, known) = (&self.wanted, &self.contents);
             let mut visit = |member: Member, reader: &mut dyn Read| {
                 entries += 1;
                 if entries > MAX_ENTRIES {
@@ -235,16 +294,23 @@ impl<'a> RootFs<'a> {
                 if names > MAX_NAMES {
                     return Err(LayerError::TooLongNames(Bytes(MAX_NAMES as u64)));
                 }
-                let kept = wanted.iter().find(|wanted| wanted.path == member.path);
-                if let (Some(wanted), Node::File) = (kept, &member.node) {
-                    contents.insert((index, member.path.clone()), keep(wanted, &member, reader)?);
+                let key = (index, member.path.clone());
+                // The last entry with a path is valid.
+                contents.remove(&key);
+                if let Node::File(size) = member.node
+                    && let Some(wanted) = wanted.iter().find(|wanted| wanted.keeps(index, &member.path, size))
+                    // The content of an upper layer precedes.
+                    && !known.keys().any(|(_, path)| *path == member.path)
+                {
+                    let (content, place) = (keep(wanted, size, reader)?, wanted.place.clone());
+                    contents.insert(key, Kept { content, place });
                 }
                 add(&mut table, member);
                 Ok(())
             };
             let layer = &self.layers[index];
-            let walked = layer.walk(self.store, &mut self.progress, &mut visit);
-            walked.map_err(|source| self.layer_error(index, source))?;
+            let walked = layer.walk(self.store, &mut self.progress, self.unpacked, &mut visit);
+            self.unpacked += walked.map_err(|source| self.layer_error(index, source))?;
             // The digests match from here on.
             (self.entries, self.names) = (entries, names);
             self.contents.extend(contents);
@@ -253,17 +319,18 @@ impl<'a> RootFs<'a> {
         Ok(self.tables[index].get_or_insert_default())
     }
 
-    /// Reads a layer again for the content of its file `path`.
-    fn extract(&mut self, index: usize, path: Vec<u8>, wanted: &Wanted) -> Result<Content, Error> {
+    /// Reads a layer again for the content of a file.
+    fn extract(&mut self, located: &Located, wanted: &Wanted) -> Result<Content, Error> {
+        let Located { layer, path, size } = located;
         let mut content = None;
         let mut visit = |member: Member, reader: &mut dyn Read| {
-            if member.path == path && member.node == Node::File {
-                content = Some(keep(wanted, &member, reader)?);
+            if member.path == *path && member.node == Node::File(*size) {
+                content = Some(keep(wanted, *size, reader)?);
             }
             Ok(())
         };
-        let walked = self.layers[index].walk(self.store, &mut self.progress, &mut visit);
-        walked.map_err(|source| self.layer_error(index, source))?;
+        let walked = self.layers[*layer].walk(self.store, &mut self.progress, 0, &mut visit);
+        walked.map_err(|source| self.layer_error(*layer, source))?;
         content.ok_or_else(|| file_error(wanted, FileError::NotFound))
     }
 
@@ -287,8 +354,8 @@ fn file_error(wanted: &Wanted, source: FileError) -> Error {
 
 /// Step of a search.
 enum Step {
-    /// The layer has the file.
-    Found(usize),
+    /// The layer has the file, of this size.
+    Found(usize, u64),
     /// A symbolic link leads to this path.
     Link(Vec<u8>),
     /// A hard link of the layer leads to this path.
@@ -326,42 +393,40 @@ fn add(table: &mut Table, member: Member) {
 }
 
 /// Copies the content of a wanted file to its place.
-fn keep(wanted: &Wanted, member: &Member, reader: &mut dyn Read) -> Result<Content, LayerError> {
-    let text = || path::display(&member.path);
-    if member.size > wanted.limit {
-        return Err(LayerError::FileTooLarge {
-            path: text(),
-            size: Bytes(member.size),
-            limit: Bytes(wanted.limit),
-        });
-    }
-    let write_error = |error| LayerError::Write(text(), error);
+fn keep(wanted: &Wanted, size: u64, reader: &mut dyn Read) -> Result<Content, LayerError> {
+    let path = path::display(&wanted.path);
+    let write_error = |error| match wanted.place {
+        Place::Memory(_) => LayerError::Memory(path.clone(), error),
+        Place::Disk => LayerError::Write(path.clone(), error),
+    };
     let file = match &wanted.place {
-        Place::Memory(name) => Some(sys::memfd(name).map_err(write_error)?),
-        Place::Disk => Some(temporary_file()?),
-        Place::Nowhere => None,
+        Place::Memory(name) => sys::memfd(name).map_err(write_error)?,
+        Place::Disk => temporary_file()?,
     };
     let (mut buffer, mut offset) = (vec![0; CHUNK], 0);
-    while offset < member.size {
-        let rest = usize::try_from(member.size - offset).unwrap_or(CHUNK);
+    while offset < size {
+        let rest = usize::try_from(size - offset).unwrap_or(CHUNK);
         let chunk = &mut buffer[..rest.min(CHUNK)];
         reader.read_exact(chunk).map_err(unpack_error)?;
         // A file of zeros stays a hole.
-        if let Some(file) = file.as_ref().filter(|_| chunk.iter().any(|&byte| byte != 0)) {
+        if chunk.iter().any(|&byte| byte != 0) {
             file.write_all_at(chunk, offset).map_err(write_error)?;
         }
         offset += chunk.len() as u64;
     }
-    if let Some(file) = &file {
-        file.set_len(member.size).map_err(write_error)?;
-        if matches!(wanted.place, Place::Memory(_)) {
-            sys::seal(file).map_err(write_error)?;
+    file.set_len(size).map_err(write_error)?;
+    let file = match wanted.place {
+        Place::Memory(_) => {
+            sys::seal(&file).map_err(write_error)?;
+            file
         }
-    }
-    Ok(Content {
-        file,
-        size: member.size,
-    })
+        // The VMM must not get a descriptor for writes.
+        Place::Disk => {
+            let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            File::open(&path).map_err(|source| LayerError::Proc { path, source })?
+        }
+    };
+    Ok(Content { file, size })
 }
 
 /// Restores an error of the reader of the layer.
@@ -390,16 +455,35 @@ fn temporary_file() -> Result<File, LayerError> {
     file.map_err(|source| LayerError::Temporary { directory, source })
 }
 
-/// Creates a file in `directory`, and removes its name.
+/// Creates a file in `directory`, and removes its name. A killed process may have left a file of the same name.
 fn named_file(directory: &Path) -> io::Result<File> {
-    let path = directory.join(format!("mayfly-{}.image", std::process::id()));
     let mut options = OpenOptions::new();
-    let file = options
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let mut number = 0;
+    loop {
+        let path = directory.join(format!("mayfly-{}-{number}.image", std::process::id()));
+        match options.open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < MAX_LEFT => number += 1,
+            Err(error) => return Err(error),
+            Ok(file) => return fs::remove_file(&path).map(|()| file),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use scratch::Directory;
+
+    use super::named_file;
+
+    #[test]
+    fn files_of_killed_processes_are_passed_over() {
+        let directory = Directory::new();
+        for number in 0..3 {
+            let name = format!("mayfly-{}-{number}.image", std::process::id());
+            directory.write(&name, "left");
+        }
+        assert_eq!(named_file(directory.root()).unwrap().metadata().unwrap().len(), 0);
+        assert_eq!(std::fs::read_dir(directory.root()).unwrap().count(), 3);
+    }
 }

@@ -1,5 +1,6 @@
 //! Layers of an image: formats, digests, links, whiteouts and limits.
 
+use std::ffi::CString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -8,6 +9,11 @@ use serde_json::json;
 use tar::EntryType;
 
 use super::layout::{BINARY, Files, Image, LayerBlob, Layout, Tar, digest};
+use crate::image::reference::Reference;
+use crate::image::root::{Place, Wanted};
+use crate::image::root_fs;
+use crate::image::select::select;
+use crate::image::store::Store;
 
 /// Returns the error of an image with these layers, whose annotation names `/kernel`.
 fn error(layers: Vec<LayerBlob>) -> String {
@@ -91,13 +97,13 @@ fn streams_of_several_frames_are_read() {
     }
     let mut blob = LayerBlob::zstd(&tar);
     blob.bytes.extend(&skippable[..9]);
-    assert!(error(vec![blob]).contains("cannot unpack the tar archive: "));
+    assert!(error(vec![blob]).contains("cannot unpack the tar archive; make the layer again: "));
 }
 
 #[test]
 fn kernel_is_sealed() {
     let files = open(vec![LayerBlob::gzip(&kernel_tar())]);
-    let file = files.opened.kernel.file.unwrap();
+    let file = files.opened.kernel.file;
     assert!(file.write_at(b"x", 0).is_err());
     assert!(file.set_len(0).is_err() && file.set_len(1 << 20).is_err());
 }
@@ -283,8 +289,9 @@ fn whiteouts_hide_files_of_lower_layers() {
         let upper = layer(Tar::new().file(whiteout, ""));
         let digest = digest(&upper.bytes);
         let text = image(vec![lower(), upper]).error("");
-        let expected =
-            format!("cannot use the kernel /boot/kernel: layer 2 ({digest}) removes it by a whiteout");
+        let expected = format!(
+            "cannot use the kernel /boot/kernel: layer 2 ({digest}) removes it by a whiteout; make the image again without it"
+        );
         assert_eq!(text, expected, "{whiteout}");
         // A whiteout hides nothing of its own layer.
         let both = layer(Tar::new().file(whiteout, "").file("boot/kernel", "NEW"));
@@ -389,7 +396,7 @@ fn limits_are_enforced() {
         &Tar::new().file("kernel", vec![1; 3 << 20]).build(),
     )]);
     assert!(
-        text.contains("the file /kernel has 3 MiB, and the limit is 2 MiB"),
+        text.contains("cannot use the kernel /kernel: it has 3 MiB, and the limit is 2 MiB"),
         "{text}"
     );
     let name = vec![b'a'; (1 << 20) + 1];
@@ -445,4 +452,104 @@ fn configuration_lists_all_layers() {
         layout.error(""),
         "the configuration lists 1 layers, and the manifest 0; make the image again"
     );
+}
+
+#[test]
+fn directory_replaces_link_of_lower_layer() {
+    let lower = || {
+        layer(
+            Tar::new()
+                .symlink("boot", "usr/boot")
+                .file("usr/boot/kernel", "OLD"),
+        )
+    };
+    let directory = |files: Tar| layer(files.entry(EntryType::Directory, "boot/", "", b""));
+    let image = |layers| {
+        Layout::of(&Image {
+            annotations: json!({BINARY: "/boot/kernel"}),
+            ..Image::new(layers)
+        })
+    };
+    assert_eq!(image(vec![lower()]).open("").unwrap().kernel, b"OLD");
+    let upper = directory(Tar::new().file("boot/readme", "x"));
+    let error = image(vec![lower(), upper]).error("");
+    assert!(error.contains("no layer of the image has it"), "{error}");
+    let upper = directory(Tar::new().file("boot/kernel", "NEW"));
+    assert_eq!(image(vec![lower(), upper]).open("").unwrap().kernel, b"NEW");
+    // A link above the directory precedes.
+    let layers = vec![
+        lower(),
+        directory(Tar::new()),
+        layer(Tar::new().symlink("boot", "usr/boot")),
+    ];
+    assert_eq!(image(layers).open("").unwrap().kernel, b"OLD");
+}
+
+#[test]
+fn unpacked_bytes_of_all_layers_are_limited() {
+    let bomb = || LayerBlob::plain(&Tar::new().file("other", vec![0; 3 << 20]).build());
+    let kernel = || layer(Tar::new().file("kernel", "KERNEL"));
+    let layers = |bombs: usize| (0..bombs).map(|_| bomb());
+    let all = [kernel()].into_iter().chain(layers(3)).collect();
+    assert_eq!(open(all).kernel, b"KERNEL");
+    let text = error([kernel()].into_iter().chain(layers(4)).collect());
+    assert!(
+        text.contains("unpacked, the layers exceed the limit of 10 MiB in total"),
+        "{text}"
+    );
+    // Layers below the file are not read.
+    assert_eq!(open(layers(4).chain([kernel()]).collect()).kernel, b"KERNEL");
+}
+
+#[test]
+fn content_of_other_entries_is_refused() {
+    for kind in [
+        EntryType::Link,
+        EntryType::Symlink,
+        EntryType::Directory,
+        EntryType::Char,
+        EntryType::Block,
+        EntryType::Fifo,
+    ] {
+        let text = error(vec![layer(
+            Tar::new().entry(kind, "x", "y", &[0; 512]).file("kernel", "K"),
+        )]);
+        assert!(
+            text.contains("the entry \"x\" is refused: it has content and is no file"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn content_of_a_path_is_kept_once() {
+    let path = "unikraft/bin/kernel";
+    let same = |content: &str| layer(Tar::new().file(path, content).file(path, content.repeat(2)));
+    let large = LayerBlob::plain(&Tar::new().file(path, vec![1; 3 << 20]).build());
+    let layers = vec![same("a"), same("b"), same("c"), large];
+    let layout = Layout::of(&Image::new(layers));
+    let reference = Reference::parse(layout.image("").as_ref()).unwrap();
+    let store = Store::open(&reference).unwrap();
+    let selected = select(&store, &reference).unwrap();
+    let mut root = root_fs(&store, &selected, "oci:a");
+    let wanted = |path: &str| Wanted {
+        role: "kernel",
+        path: path.into(),
+        layer: None,
+        limit: 2 << 20,
+        place: Place::Memory(CString::default()),
+    };
+    root.want(wanted(path));
+    assert!(root.find(&wanted("missing")).is_err());
+    assert_eq!(root.kept_sizes(), [2]);
+    // The kept content is that of layer 3, and layer 4 has another.
+    assert!(root.find(&wanted(path)).is_err());
+    let below = Wanted {
+        layer: Some(1),
+        ..wanted(path)
+    };
+    let content = root.find(&below).unwrap();
+    let mut bytes = [0; 2];
+    content.file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"bb");
 }

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tar::{EntryType, Header};
 
-use crate::image::role::Places;
+use crate::image::role::{Places, Use};
+use crate::image::root::Content;
 use crate::image::store::hex;
 use crate::image::{Opened, open};
 use crate::output::chain;
@@ -217,7 +218,7 @@ impl Layout {
 
 /// Content of an image.
 pub struct Files {
-    pub opened: Opened,
+    pub opened: Opened<Content>,
     pub kernel: Vec<u8>,
     pub initrd: Option<Vec<u8>>,
     pub block: Option<Vec<u8>>,
@@ -227,13 +228,15 @@ pub struct Files {
 pub fn open_named(name: &str) -> Result<Files, String> {
     let places = Places {
         image: name,
-        has_initrd: true,
-        has_block: true,
+        initrd: Use::Content,
+        block: Use::Content,
+        has_command_line: true,
     };
-    let opened = open(name.as_ref(), &places).map_err(|error| chain(&error))?;
-    let read = |content: &crate::image::root::Content| {
+    let opened =
+        open(name.as_ref(), &places, |root, wanted| root.find(wanted)).map_err(|error| chain(&error))?;
+    let read = |content: &Content| {
         let mut bytes = Vec::new();
-        let mut file = content.file.as_ref().unwrap();
+        let mut file = &content.file;
         file.seek(SeekFrom::Start(0)).unwrap();
         file.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes.len() as u64, content.size);

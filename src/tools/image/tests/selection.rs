@@ -338,7 +338,10 @@ fn archive_has_the_same_images() {
     // Within the content of the last member, before the two blocks of zeros.
     fs::write(&path, &bytes[..bytes.len() - 1024 - 511]).unwrap();
     let error = open_named(&name).err().unwrap();
-    assert!(error.starts_with("cannot read the tar archive: "), "{error}");
+    assert!(
+        error.starts_with("cannot read the tar archive; copy it again: "),
+        "{error}"
+    );
     for (content, expected) in [
         (
             LayerBlob::gzip(&bytes).bytes,
@@ -348,7 +351,10 @@ fn archive_has_the_same_images() {
             Tar::new().file("manifest.json", "[]").build(),
             "skopeo copy docker-archive:FILE",
         ),
-        (b"text".repeat(200), "cannot read the tar archive: "),
+        (
+            b"text".repeat(200),
+            "cannot read the tar archive; copy it again: ",
+        ),
     ] {
         fs::write(&path, content).unwrap();
         let error = open_named(&name).err().unwrap();
