@@ -118,9 +118,9 @@ fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<u8, Failure>
 
 /// Executes a command with an image, if `arguments` are one.
 fn image_command(arguments: &[OsString]) -> Option<Result<u8, Failure>> {
-    let failure = |error: &dyn std::error::Error| Failure {
+    let failure = |error: &image::CommandError| Failure {
         message: output::chain(error),
-        status: process::FAILURE,
+        status: if error.is_usage() { USAGE } else { process::FAILURE },
     };
     match (arguments.first()?.to_str()?, &arguments[1..]) {
         ("run", rest) => Some(match image::args::RunArgs::parse(rest.to_vec()) {
@@ -151,7 +151,8 @@ fn print(text: &str) -> Result<u8, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use super::command;
+    use super::{USAGE, command};
+    use crate::process::FAILURE;
 
     #[test]
     fn help_is_accepted_anywhere() {
@@ -191,6 +192,20 @@ mod tests {
         ] {
             let failure = command(line.split_whitespace().map(Into::into)).unwrap_err();
             assert_eq!((failure.message.as_str(), failure.status), (text, 2), "{line}");
+        }
+    }
+
+    #[test]
+    fn malformed_name_of_image_is_usage_error() {
+        for (line, status) in [
+            (&["inspect", "oci:"][..], USAGE),
+            (&["inspect", "oci:no@sha256:1"], USAGE),
+            (&["run", "0", "", "oci:/:"], USAGE),
+            (&["inspect", "oci:/no:v1"], FAILURE),
+            (&["inspect", "oci:/:v1"], FAILURE),
+        ] {
+            let failure = command(line.iter().map(Into::into)).unwrap_err();
+            assert_eq!(failure.status, status, "{line:?}: {}", failure.message);
         }
     }
 }

@@ -293,5 +293,8 @@ fn images_of_umoci_and_skopeo_run() {
         text.contains(": cannot use the kernel /.boot/kernel: layer 2 ("),
         "{text}"
     );
-    assert!(text.ends_with(") removes it by a whiteout\n"), "{text}");
+    assert!(
+        text.ends_with(") removes it by a whiteout; make the image again without it\n"),
+        "{text}"
+    );
 }

@@ -29,6 +29,7 @@ pub(super) fn parse(arguments: &[OsString]) -> Option<Vec<OsString>> {
     if command == "inspect" {
         return match rest {
             [name] if is_image(name) => Some(arguments.to_vec()),
+            [dashes, name] if dashes == "--" && is_image(name) => Some(vec![command.clone(), name.clone()]),
             _ => None,
         };
     }
@@ -106,6 +107,7 @@ mod tests {
                 "run 0 disk,arguments oci:a --disk d -- oci:a",
             ),
             ("inspect oci:a", "inspect oci:a"),
+            ("inspect -- oci:a", "inspect oci:a"),
         ] {
             assert_eq!(tools(line).as_deref(), Some(expected), "{line}");
         }

@@ -65,6 +65,13 @@ pub enum CommandError {
     Execute(sibling::Error),
 }
 
+impl CommandError {
+    /// Returns true if the name of the image is malformed.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Image(error) if matches!(error.source, Error::Reference(_)))
+    }
+}
+
 /// Program of an image with its kernel. `T` is the content of a further file, or its size.
 struct Opened<T> {
     selected: Selected,

@@ -1,6 +1,7 @@
 //! Reference to an image: `oci:LAYOUT[:TAG][@DIGEST]` or `oci-archive:FILE[:TAG][@DIGEST]`.
 
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -35,12 +36,12 @@ impl Reference {
     /// Parses `text`. The longest path that exists is the container, because a path may contain colons.
     ///
     /// # Errors
-    /// [`Error::Reference`] or [`Error::Missing`].
+    /// [`Error::Reference`], [`Error::Missing`], or [`Error::Open`] if a path cannot be examined.
     pub fn parse(text: &OsStr) -> Result<Self, Error> {
-        Self::parse_with(text, |path| path.symlink_metadata().is_ok())
+        Self::parse_with(text, |path| path.symlink_metadata().map(drop))
     }
 
-    fn parse_with(text: &OsStr, exists: impl Fn(&Path) -> bool) -> Result<Self, Error> {
+    fn parse_with(text: &OsStr, examine: impl Fn(&Path) -> io::Result<()>) -> Result<Self, Error> {
         let bytes = text.as_bytes();
         let (container, rest) = match (bytes.strip_prefix(b"oci:"), bytes.strip_prefix(b"oci-archive:")) {
             (Some(rest), _) => (Container::Layout, rest),
@@ -51,8 +52,16 @@ impl Reference {
         if rest.is_empty() {
             return Err(Error::Reference("the path is missing; append it"));
         }
+        let exists = |path: &Path| match examine(path) {
+            Ok(()) => Ok(true),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(source) => Err(Error::Open {
+                path: path.to_owned(),
+                source,
+            }),
+        };
         let whole = path(rest);
-        if exists(&whole) {
+        if exists(&whole)? {
             return Ok(Self {
                 container,
                 path: whole,
@@ -63,10 +72,14 @@ impl Reference {
         let (named, digest) = split_digest(rest)?;
         let ends = (0..named.len()).rev().filter(|&index| named[index] == b':');
         let candidates = std::iter::once(named.len()).chain(ends);
-        let end = candidates
-            .into_iter()
-            .find(|&end| end > 0 && exists(&path(&named[..end])));
-        let Some(end) = end else {
+        let mut found = None;
+        for end in candidates.filter(|&end| end > 0) {
+            if exists(&path(&named[..end]))? {
+                found = Some(end);
+                break;
+            }
+        }
+        let Some(end) = found else {
             // A colon in the last component is more often that of a tag.
             let last = named
                 .iter()
@@ -88,22 +101,30 @@ impl Reference {
     }
 }
 
-/// Splits a digest off the end of `rest`.
+/// Returns true if `error` means that no file has the path. A path with a long tag is too long for a file.
+fn is_absent(error: &io::Error) -> bool {
+    let is_too_long = error.raw_os_error() == Some(libc::ENAMETOOLONG);
+    is_too_long
+        || matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+        )
+}
+
+/// Splits a digest off the end of `rest`. An @ with another text behind it belongs to the path or the tag.
 fn split_digest(rest: &[u8]) -> Result<(&[u8], Option<Digest>), Error> {
-    let Some(at) = rest.iter().rposition(|&byte| byte == b'@') else {
+    let mark = b"@sha256:";
+    let Some(at) = rest.windows(mark.len()).rposition(|window| window == mark) else {
         return Ok((rest, None));
     };
     let digest = std::str::from_utf8(&rest[at + 1..])
         .ok()
-        .filter(|digest| digest.contains(':'));
+        .and_then(|text| Digest::from_str(text).ok());
     match digest {
-        None => Ok((rest, None)),
-        Some(digest) => match Digest::from_str(digest) {
-            Ok(digest) => Ok((&rest[..at], Some(digest))),
-            Err(_) => Err(Error::Reference(
-                "the digest after @ is malformed; use @sha256: and 64 hexadecimal digits in lower case",
-            )),
-        },
+        Some(digest) => Ok((&rest[..at], Some(digest))),
+        None => Err(Error::Reference(
+            "the digest after @ is malformed; use @sha256: and 64 hexadecimal digits in lower case",
+        )),
     }
 }
 
@@ -119,13 +140,20 @@ fn parse_tag(tag: &[u8]) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::{Container, Error, Reference};
 
     const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     fn parse(text: &str, existing: &[&str]) -> Result<Reference, Error> {
         Reference::parse_with(text.as_ref(), |path| {
-            existing.iter().any(|each| std::path::Path::new(each) == path)
+            let is_denied = path.starts_with("denied");
+            match existing.iter().any(|each| std::path::Path::new(each) == path) {
+                _ if is_denied => Err(io::ErrorKind::PermissionDenied.into()),
+                true => Ok(()),
+                false => Err(io::ErrorKind::NotFound.into()),
+            }
         })
     }
 
@@ -148,6 +176,7 @@ mod tests {
             ("oci:a:b:c", &["a:b"], ("a:b", tag("c"), false)),
             ("oci:d/a:r.io/x:v1", &["d/a"], ("d/a", tag("r.io/x:v1"), false)),
             ("oci:a@b", &["a@b"], ("a@b", None, false)),
+            ("oci:x@y:v1", &["x@y"], ("x@y", tag("v1"), false)),
             ("oci-archive:a.tar:v", &["a.tar"], ("a.tar", tag("v"), false)),
         ] {
             let (path, tag, digest) = parts(text, existing);
@@ -162,6 +191,15 @@ mod tests {
     }
 
     #[test]
+    fn long_tag_is_no_error() {
+        let text = format!("oci:/proc:{}", "t".repeat(300));
+        assert_eq!(
+            Reference::parse(text.as_ref()).unwrap().tag,
+            Some("t".repeat(300))
+        );
+    }
+
+    #[test]
     fn malformed_reference_is_rejected() {
         for (text, part) in [
             ("oci:", "path is missing"),
@@ -170,6 +208,7 @@ mod tests {
             ("oci:a@sha256:12", "digest after @ is malformed"),
             ("oci:dir.d/b:v1", "dir.d/b does not exist"),
             ("oci:no", "no does not exist"),
+            ("oci:denied/a:v1", "cannot open denied/a:v1"),
         ] {
             let error = parse(text, &["a"]).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
