@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use base64::Engine;
@@ -288,6 +289,9 @@ fn file_at_conventional_path_has_role_of_metadata() {
     let files = open(&image);
     assert_eq!(files.block.as_deref(), Some(&b"DISK"[..]));
     assert_eq!(files.initrd, None);
+    let block = &files.opened.block.as_ref().unwrap().file;
+    let link = fs::read_link(format!("/proc/self/fd/{}", block.as_raw_fd())).unwrap();
+    assert!(!link.to_str().unwrap().contains("memfd:"), "{link:?}");
     assert!(describe(&image).contains("disk         /.boot/rootfs, 4 bytes, "));
     let initrd = "/unikraft/bin/initrd";
     let kernel = json!({BINARY: initrd, "com.urunc.unikernel.initrd": initrd});
