@@ -19,6 +19,7 @@ const CLIENTS: &str =
     "its client is a program of this machine's architecture, or an interpreter with packages";
 const BRIDGE: &str = "the kernel has no bridge without more modules";
 const LOOP: &str = "the kernel has no loop devices without more modules";
+const TERMINAL: &str = "the host has no pseudoterminals";
 const FUSE: &str = "the kernel has no FUSE without more modules";
 const STOPS: &str = "it stops at each of some hundred system calls, which takes minutes here";
 const LOAD: &str =
@@ -47,6 +48,13 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "the host has no package passt",
     ),
     ("core_dump::gdb_", "the host has no package gdb"),
+    ("attached::api_connects_console_before_start", TERMINAL),
+    ("attached::ctl_attaches_terminal_to_socket_and_pty", TERMINAL),
+    ("attached::signal_restores_terminal_of_ctl", TERMINAL),
+    (
+        "attached::client_that_reads_nothing_does_not_stall_guest",
+        "the guest prints a megabyte, which takes minutes here",
+    ),
     (
         "images::images_of_umoci_and_skopeo_run",
         "the host has no packages umoci and skopeo",
