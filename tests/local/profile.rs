@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, Command, Stdio};
 use std::thread;
@@ -342,25 +343,22 @@ fn inputs_are_kept() {
 
 #[test]
 fn trace_and_exit_status_outlive_failed_profile() {
-    let directory = Directory::new();
+    let image = file("profile.elf");
     for (argument, code) in [("crash=0", 1), ("crash=1", 121)] {
-        let mut mayfly = Command::new(program());
-        mayfly.args([
-            "run",
-            &file("profile.elf"),
-            "--memory",
-            "16M",
-            "--profile",
-            "/dev/full",
-        ]);
-        mayfly.args(["--trace", &directory.text("trace"), "--", "rounds=64", argument]);
-        let output = scratch::run(mayfly.stdin(Stdio::null()));
-        let messages = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{messages}");
-        let text = "mayfly: cannot write the profile to /dev/full; name a writable file: ";
-        assert!(messages.lines().any(|line| line.starts_with(text)), "{messages}");
-        let trace = fs::read_to_string(directory.path("trace")).unwrap();
-        assert!(trace.contains("heavy_inner"), "{trace}");
+        let directory = Directory::new();
+        symlink("/dev/full", directory.path("profile")).unwrap();
+        let command = ["run", &image, "--memory", "16M"];
+        let mut vm = Profiled::start(directory, &command, &[argument]);
+        vm.running.expect("profiling\n");
+        // Without samples there is nothing to write.
+        vm.wait_time(TIME);
+        vm.end_work();
+        vm.running.expect_exit(code);
+        let messages = vm.running.read_stderr();
+        let path = vm.directory.text("profile");
+        let text = format!("mayfly: cannot write the profile to {path}; name a writable file: ");
+        assert!(messages.lines().any(|line| line.starts_with(&text)), "{messages}");
+        assert!(vm.trace().iter().any(|event| event["name"] == "heavy_inner"));
     }
 }
 
