@@ -73,7 +73,7 @@ const VMM_LAYERS: [&[&str]; 15] = [
         "channel",
         "private_socket",
     ],
-    &["sampling"],
+    &["sampling", "system_call"],
 ];
 
 /// Crates whose files must not import each other in a cycle.

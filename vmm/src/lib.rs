@@ -22,6 +22,7 @@
 //! | [`cancellation`] | cancellation of an operation by another thread |
 //! | [`channel`] | messages between threads |
 //! | [`private_socket`] | Unix sockets for this user alone |
+//! | `system_call` | results of system calls |
 //!
 //! # A new kind of virtio device
 //! The attached devices of a machine are one list. A new kind of device adds a row to each of these tables:
@@ -90,6 +91,7 @@ pub mod memory;
 pub mod persistence;
 pub mod private_socket;
 pub mod sampling;
+mod system_call;
 pub mod timeline;
 pub mod vcpu;
 pub mod vm;

@@ -9,6 +9,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{self, Path, PathBuf};
 
+use crate::system_call::check;
+
 /// Permissions of the file of a socket.
 const MODE: u32 = 0o600;
 
@@ -19,9 +21,34 @@ const BACKLOG: libc::c_int = 16;
 #[derive(Debug)]
 pub struct PrivateSocket {
     listener: UnixListener,
+    file: SocketFile,
+}
+
+/// File of a socket. Dropping it removes the file, unless another one has replaced it.
+#[derive(Debug)]
+pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode of the file.
+    /// Device and inode.
     identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// Owns the file at `path`, which has `metadata`.
+    pub fn new(path: &Path, metadata: &Metadata) -> Self {
+        Self {
+            // The working directory may change.
+            path: path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            identity: identity(metadata),
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl PrivateSocket {
@@ -39,15 +66,13 @@ impl PrivateSocket {
         }?;
         Ok(Self {
             listener,
-            identity: identity(&fs::symlink_metadata(path)?),
-            // The working directory may change.
-            path: path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            file: SocketFile::new(path, &fs::symlink_metadata(path)?),
         })
     }
 
     /// Returns the absolute path of the file.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 
     /// Duplicates the listener, which does not block. The file stays with `self`.
@@ -71,15 +96,6 @@ impl PrivateSocket {
 impl AsRawFd for PrivateSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.listener.as_raw_fd()
-    }
-}
-
-impl Drop for PrivateSocket {
-    /// Removes the file, unless it was replaced by another.
-    fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
     }
 }
 
@@ -131,25 +147,25 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
 /// Removes a socket without a listener.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let metadata = fs::symlink_metadata(path)?;
-    if !metadata.file_type().is_socket() || is_live(path) {
+    if !metadata.file_type().is_socket() || is_live(path)? {
         return Err(ErrorKind::AddrInUse.into());
     }
     fs::remove_file(path)
 }
 
-/// Returns true unless it is sure that no process listens at `path`.
+/// Returns true if a process listens at `path`.
 ///
-/// The kernel rejects a datagram socket immediately: with EPROTOTYPE if a process listens, with ECONNREFUSED otherwise. A stream
-/// would become a client.
-fn is_live(path: &Path) -> bool {
-    let connected = UnixDatagram::unbound().and_then(|probe| probe.connect(path));
-    !connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
-}
-
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    match result {
-        0.. => Ok(result),
-        _ => Err(io::Error::last_os_error()),
+/// A stream would become a client, or wait while the queue is full. The kernel rejects a datagram socket immediately: with EPROTOTYPE
+/// if a process listens, with ECONNREFUSED otherwise.
+///
+/// # Errors
+/// Those of the kernel, such as the lack of a permission.
+pub fn is_live(path: &Path) -> io::Result<bool> {
+    match UnixDatagram::unbound().and_then(|probe| probe.connect(path)) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Samples of the guest's execution, for a profile of its functions.
 //!
-//! Memory is bounded: the first [`MAX_STACKS`] stacks, and of them those with [`MAX_TOTAL`] addresses, have counts of their own, and the first [`MAX_MOMENTS`] samples their times.
+//! Memory is bounded: the first [`MAX_STACKS`] stacks, and of them those with [`MAX_TOTAL`] addresses, have counts of their own, and the
+//! first [`MAX_MOMENTS`] samples their times.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -182,13 +183,6 @@ impl Sampler {
         self.settings
     }
 
-    /// Returns true while a sample should have the bytes of its instruction.
-    pub fn needs_instruction(&self) -> bool {
-        let store = lock(&self.store);
-        let samples = store.as_ref().map(|store| &store.rest);
-        samples.is_some_and(|samples| samples.instructions.len() < MAX_INSTRUCTIONS)
-    }
-
     /// Adds the instruction of a sample.
     pub fn add_instruction(&self, instruction: SampledInstruction) {
         if let Some(store) = &mut *lock(&self.store)
@@ -198,21 +192,20 @@ impl Sampler {
         }
     }
 
-    /// Adds `count` samples of `vcpu` with the stack `addresses`, of which the first [`MAX_ADDRESSES`] count.
-    pub fn add(&self, vcpu: u8, now: Instant, addresses: &[u64], count: u32) {
+    /// Adds `count` samples of `vcpu` with the stack `addresses`, of which the first [`MAX_ADDRESSES`] count. Returns true if the
+    /// instruction of the sample is needed, too.
+    pub fn add(&self, vcpu: u8, now: Instant, addresses: &[u64], count: u32) -> bool {
         let addresses = &addresses[..addresses.len().min(MAX_ADDRESSES)];
         let mut store = lock(&self.store);
         let Some(Store { stacks, rest }) = &mut *store else {
-            return;
+            return false;
         };
         let number = stacks.add(addresses, count.into());
         if number.is_none() {
             rest.other += u64::from(count);
         }
-        if !self.settings.has_moments {
-            return;
-        }
         match number {
+            _ if !self.settings.has_moments => {}
             Some(stack) if rest.moments.len() < MAX_MOMENTS => rest.moments.push(Moment {
                 vcpu,
                 time: now.saturating_duration_since(self.started_at),
@@ -221,6 +214,7 @@ impl Sampler {
             }),
             _ => rest.dropped_moments += u64::from(count),
         }
+        rest.instructions.len() < MAX_INSTRUCTIONS
     }
 
     /// Takes all samples so far; later ones are dropped.
@@ -319,7 +313,7 @@ mod tests {
         let (sampler, start) = sampler(false);
         sampler.add(0, start, &[7; MAX_ADDRESSES + 1], 1);
         for ip in 0..10 {
-            assert_eq!(sampler.needs_instruction(), ip < 4);
+            assert_eq!(sampler.add(0, start, &[7; MAX_ADDRESSES], 1), ip < 4);
             let bytes = vec![0x90];
             sampler.add_instruction(SampledInstruction { ip, bytes });
         }

@@ -3,15 +3,17 @@
 //! Some clients send one request as soon as the path exists, without a retry. bind(2) creates the path before listen(2)
 //! accepts connections. Therefore the socket is bound under a temporary name, and link(2) gives it the final name.
 
-use std::fs::{self, File, Metadata, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::{self, Path, PathBuf};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process;
 use std::thread;
 use std::time::Duration;
+
+use vmm::control::{SocketFile, is_live};
 
 use super::holder::Holder;
 
@@ -29,8 +31,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    /// Path, device and inode of the file. `None` for a socket whose creator removes the file.
-    file: Option<(PathBuf, (u64, u64))>,
+    /// `None` for a socket whose creator removes the file.
+    _file: Option<SocketFile>,
 }
 
 impl Socket {
@@ -49,14 +51,12 @@ impl Socket {
         let (listener, hidden) = listen(path)?;
         let linked = fs::symlink_metadata(&hidden)
             .map_err(|source| Error::at(path, "inspect", source))
-            .and_then(|metadata| link_socket(&hidden, path).map(|()| identity(&metadata)));
+            .and_then(|metadata| link_socket(&hidden, path).map(|()| SocketFile::new(path, &metadata)));
         // After a rename the name is gone. If the removal fails, later processes skip the name.
         let _ = fs::remove_file(&hidden);
-        // The working directory may change.
-        let absolute = path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let socket = Self {
             listener,
-            file: Some((absolute, linked?)),
+            _file: Some(linked?),
         };
         socket
             .listener
@@ -71,7 +71,10 @@ impl Socket {
     /// [`Error::Inherited`]
     pub fn inherited(listener: UnixListener) -> Result<Self, Error> {
         listener.set_nonblocking(true).map_err(Error::Inherited)?;
-        Ok(Self { listener, file: None })
+        Ok(Self {
+            listener,
+            _file: None,
+        })
     }
 
     /// Accepts a pending client.
@@ -93,21 +96,6 @@ impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
         self.listener.as_raw_fd()
     }
-}
-
-impl Drop for Socket {
-    /// Removes the file, unless it was replaced by another.
-    fn drop(&mut self) {
-        if let Some((path, own)) = &self.file
-            && fs::symlink_metadata(path).is_ok_and(|metadata| identity(&metadata) == *own)
-        {
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-fn identity(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 /// Listens under a temporary name in the directory of `path`.
@@ -199,26 +187,12 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(Error::at(path, "inspect", error)),
     }
-    if is_live(path)? {
+    if is_live(path).map_err(|source| Error::at(path, "probe", source))? {
         return Err(Error::in_use(path));
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::at(path, "replace", error)),
         _ => Ok(()),
-    }
-}
-
-/// Returns true if a process listens at `path`.
-///
-/// A stream connection would block while the queue is full, and would have to be served. The kernel rejects a datagram
-/// socket immediately: with EPROTOTYPE if a process listens, with ECONNREFUSED otherwise.
-fn is_live(path: &Path) -> Result<bool, Error> {
-    let connected = UnixDatagram::unbound().and_then(|probe| probe.connect(path));
-    match connected {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => Ok(false),
-        Err(error) => Err(Error::at(path, "probe", error)),
     }
 }
 

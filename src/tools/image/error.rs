@@ -180,14 +180,19 @@ pub enum Error {
     #[error("cannot read the copy of {0} in memory; free memory")]
     Copy(&'static str, #[source] io::Error),
     /// A link of /proc cannot be opened.
-    #[error("cannot open {path}; mount /proc")]
-    Proc {
-        /// The path.
-        path: PathBuf,
-        /// Error of the system call.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Proc(ProcError),
+}
+
+/// A link of /proc that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open {path}; mount /proc")]
+pub struct ProcError {
+    /// The path.
+    pub path: PathBuf,
+    /// Error of the system call.
+    #[source]
+    pub source: io::Error,
 }
 
 /// Error of a blob.
@@ -307,14 +312,8 @@ pub enum LayerError {
         source: io::Error,
     },
     /// A link of /proc cannot be opened.
-    #[error("cannot open {path}; mount /proc")]
-    Proc {
-        /// The path.
-        path: PathBuf,
-        /// Error of the system call.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Proc(ProcError),
 }
 
 /// Error of a file in the root file system of an image.

@@ -41,7 +41,7 @@ use crate::printable::printable;
 use crate::sibling;
 use crate::sys;
 use args::RunArgs;
-use error::{Error, ImageError};
+use error::{Error, ImageError, ProcError};
 use layer::Layer;
 use program::{Decision, Program, find_program};
 use progress::Progress;
@@ -147,7 +147,7 @@ fn pass(file: &File) -> Result<PathBuf, Error> {
     let checked = path.symlink_metadata().and_then(|_| sys::keep_across_exec(file));
     match checked {
         Ok(()) => Ok(path),
-        Err(source) => Err(Error::Proc { path, source }),
+        Err(source) => Err(Error::Proc(ProcError { path, source })),
     }
 }
 

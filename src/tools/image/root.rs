@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use vmm::memory::Bytes;
 
-use super::error::{Error, FileError, LayerError};
+use super::error::{Error, FileError, LayerError, ProcError};
 use super::layer::{Layer, Member, Node};
 use super::limits::{MAX_ENTRIES, MAX_LINKS, MAX_NAMES};
 use super::path;
@@ -423,7 +423,7 @@ fn keep(wanted: &Wanted, size: u64, reader: &mut dyn Read) -> Result<Content, La
         // The VMM must not get a descriptor for writes.
         Place::Disk => {
             let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            File::open(&path).map_err(|source| LayerError::Proc { path, source })?
+            File::open(&path).map_err(|source| LayerError::Proc(ProcError { path, source }))?
         }
     };
     Ok(Content { file, size })

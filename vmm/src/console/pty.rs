@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::Error;
+use crate::system_call::check;
 
 /// Permissions of the terminal. Those of the file system may admit the group of terminals.
 const MODE: u32 = 0o600;
@@ -114,11 +115,4 @@ fn watch(path: &Path) -> io::Result<File> {
     // SAFETY: `name` ends with a NUL and outlives the call.
     check(unsafe { libc::inotify_add_watch(instance.as_raw_fd(), name.as_ptr().cast(), libc::IN_OPEN) })?;
     Ok(instance)
-}
-
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    match result {
-        0.. => Ok(result),
-        _ => Err(io::Error::last_os_error()),
-    }
 }

@@ -59,6 +59,7 @@ pub use crate::persistence::{
     STATE_NAME, STATE_VERSION, SnapshotKind, UnnamedDevice, WorkingSetError, WorkingSetOptions,
     describe_snapshot, describe_working_set, merge_snapshots, resolve_generation, state_version,
 };
+pub use crate::private_socket::{SocketFile, is_live};
 pub use crate::timeline::Timeline;
 pub use crate::vcpu::{Access, UnclaimedAccess, VcpuActivity};
 pub use builder::OpenConsole;

@@ -9,6 +9,7 @@ use std::ptr::null_mut;
 use std::time::Duration;
 
 use super::kick::signal;
+use crate::system_call::check;
 
 /// Starts a timer for the calling thread, which sends the kick signal to it after each `period` of its processor time. The signal has no
 /// effect while no kick is bound. The timer ends with the process: that of an ended thread never expires.
@@ -54,14 +55,7 @@ pub fn start(period: Duration) -> io::Result<()> {
             null_mut::<libc::itimerspec>(),
         )
     };
-    check(set)
-}
-
-fn check(result: libc::c_long) -> io::Result<()> {
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    check(set).map(drop)
 }
 
 #[cfg(test)]

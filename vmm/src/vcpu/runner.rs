@@ -474,8 +474,7 @@ impl VcpuRunner {
         let stack = NativeCpu::stack(vcpu, &start.memory, MAX_ADDRESSES - 2).unwrap_or_default();
         let mut addresses = vec![stack.ip, stack.link.unwrap_or(0)];
         addresses.extend(stack.callers);
-        sampler.add(self.id, now, &addresses, periods);
-        if sampler.needs_instruction() {
+        if sampler.add(self.id, now, &addresses, periods) {
             let (ip, bytes) = NativeCpu::instruction(vcpu, &start.memory);
             sampler.add_instruction(SampledInstruction { ip, bytes });
         }

@@ -2,6 +2,7 @@ use std::error::Error as _;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
 use std::sync::mpsc;
 use std::thread;
 
