@@ -31,11 +31,18 @@ def make_disk(path):
 
 
 def expect_pause(path):
-    """Fails if the guest of a paused VM adds output to the file at `path`."""
-    length = os.path.getsize(path)
-    # Far longer than the interval between two lines of the guest.
-    time.sleep(0.3)
-    assert os.path.getsize(path) == length, "the guest printed while it was paused"
+    """Waits until the guest of a paused VM adds no output to the file at `path`.
+
+    A thread of mayfly writes to a file on a disk, and may write the last lines after the response to the pause.
+    """
+
+    def is_quiet():
+        length = os.path.getsize(path)
+        # Far longer than the interval between two lines of the guest.
+        time.sleep(0.3)
+        return os.path.getsize(path) == length
+
+    wait_for("the end of the output of a paused guest", is_quiet)
 
 
 def expect_output(path):

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -59,7 +60,8 @@ fn clients_attach_and_detach_while_guest_runs() {
     expect(&mut first, "ready\n");
     first.write_all(b"one").unwrap();
     expect(&mut first, "one");
-    drop(first);
+    // Until its execve, a child that another test starts has this descriptor: a close alone would not detach.
+    first.0.shutdown(Shutdown::Both).unwrap();
     let mut second = attach(&path);
     expect(&mut second, "ready\none");
     second.write_all(b"q").unwrap();

@@ -1,6 +1,7 @@
 //! HTTP client on a Unix socket that checks each byte.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -119,5 +120,12 @@ impl Client {
     pub fn request(&mut self, method: &str, path: &str, body: &str) -> Response {
         self.send(go_request(method, path, body));
         self.receive()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Until its execve, a child that another test starts has all descriptors of this process. A close alone would not disconnect.
+        let _ = self.0.shutdown(Shutdown::Both);
     }
 }

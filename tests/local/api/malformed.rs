@@ -77,7 +77,8 @@ fn idle_clients_do_not_lock_the_api() {
         }
         let mut clients: Vec<Client> = (0..10).map(|_| process.connect()).collect();
         for client in &mut clients {
-            assert_eq!(client.request("GET", "/", "").status(), 200, "{part:?}");
+            let response = client.request("GET", "/", "");
+            assert_eq!(response.status(), 200, "{part:?}: {}", response.text);
         }
         for client in idle {
             assert_eq!(client.read_to_end(), TOO_MANY, "{part:?}");

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use super::client::Gdb;
+use super::client::{Gdb, Stream};
 use crate::api::http::NO_CONTENT;
 use crate::api::served::{ApiProcess, PAUSED, RESUMED};
 use crate::guests::program;
@@ -50,6 +50,11 @@ impl Pipe {
             Some(pipe)
         })
     }
+}
+
+impl Stream for Pipe {
+    // Its drop kills the child.
+    fn end(&self) {}
 }
 
 impl Read for Pipe {

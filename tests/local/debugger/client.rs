@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,9 +10,23 @@ use std::path::Path;
 use crate::guest::TIMEOUT;
 
 /// Stream to mayfly.
-pub trait Stream: Read + Write {}
+pub trait Stream: Read + Write {
+    /// Disconnects.
+    fn end(&self);
+}
 
-impl<T: Read + Write> Stream for T {}
+// Until its execve, a child that another test starts has all descriptors of this process: a close alone would not disconnect.
+impl Stream for UnixStream {
+    fn end(&self) {
+        let _ = self.shutdown(Shutdown::Both);
+    }
+}
+
+impl Stream for TcpStream {
+    fn end(&self) {
+        let _ = self.shutdown(Shutdown::Both);
+    }
+}
 
 /// Connected debugger.
 pub struct Gdb {
@@ -231,6 +245,12 @@ impl Gdb {
                 None => panic!("{command}: {reply}"),
             }
         }
+    }
+}
+
+impl Drop for Gdb {
+    fn drop(&mut self) {
+        self.stream.end();
     }
 }
 
