@@ -79,7 +79,6 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
     };
     let files = FileRules {
         has_clients: options.socket.is_some(),
-        sockets: options.socket.iter().cloned().collect(),
         outputs: [&options.log.path, &options.metrics]
             .into_iter()
             .flatten()

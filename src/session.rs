@@ -17,7 +17,7 @@ use vmm::control::{
     self, Control, CrashDirectoryError, DebugSettings, FileRole, IdlePolicy, LoadSnapshotError, OpenFile,
     ScaleToZeroConfig, ScaleToZeroError, Service,
 };
-use vmm::debugger::{self, DebugAddress, DebugListener, ListenError};
+use vmm::debugger::{self, DebugListener, ListenError};
 use vmm::event_loop::{self, ExitReason};
 use vmm::kvm;
 use vmm::memory::bus_error;
@@ -237,13 +237,6 @@ impl SessionSetup {
         let files = FileRules {
             has_clients: session.socket.is_some(),
             has_debugger: session.debug.address.is_some(),
-            sockets: session
-                .socket
-                .iter()
-                .chain(debug_path(&session.debug))
-                .chain(console_path(&session.serial))
-                .cloned()
-                .collect(),
             outputs: session.log.path.iter().chain(recorded).cloned().collect(),
             snapshots: [&session.suspend.directory, &session.crash_directory]
                 .into_iter()
@@ -400,22 +393,6 @@ fn open_console(control: &mut Control, target: SerialTarget) -> Result<(), Error
         print_message(&format!("the serial console is at {path}"));
     }
     Ok(())
-}
-
-/// Returns the path of the socket for clients of the console.
-fn console_path(target: &SerialTarget) -> Option<&PathBuf> {
-    match target {
-        SerialTarget::Unix(path) => Some(path),
-        SerialTarget::Stdio | SerialTarget::File(_) | SerialTarget::Pty => None,
-    }
-}
-
-/// Returns the path of the socket for gdb.
-fn debug_path(args: &DebugArgs) -> Option<&PathBuf> {
-    match &args.address {
-        Some(DebugAddress::Unix(path)) => Some(path),
-        Some(DebugAddress::Tcp(_)) | None => None,
-    }
 }
 
 /// Listens for gdb, and finds out which means of debugging work: before the process loses the rights for both.

@@ -11,11 +11,12 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, RulesetStatus,
 };
+use vmm::private_socket;
 
 /// Newest rights that this program knows. Those of later kernels concern no call of it.
 const VERSION: ABI = ABI::V5;
 
-/// Files that the process needs while the guest runs.
+/// Files that the process needs while the guest runs, beside the sockets that it removes at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileRules {
     /// Directories of the user, for snapshots and drives.
@@ -24,8 +25,6 @@ pub struct FileRules {
     pub has_clients: bool,
     /// gdb may create snapshots in the directories of the user.
     pub has_debugger: bool,
-    /// Sockets that the process removes at its end.
-    pub sockets: Vec<PathBuf>,
     /// Files that the process writes under their names: log and metrics, which SIGHUP opens again, and a recorded working set.
     pub outputs: Vec<PathBuf>,
     /// Directories in which the process creates snapshots: of a suspend and of a crash.
@@ -81,8 +80,8 @@ fn create(rules: &FileRules) -> Result<RulesetCreated, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let allowed = rules.allowed.iter().map(|path| (path.as_path(), all & !never));
     let outputs = rules.outputs.iter().map(|path| (directory(path), write));
-    let sockets = rules
-        .sockets
+    let sockets = private_socket::paths();
+    let sockets = sockets
         .iter()
         .map(|path| (directory(path), AccessFs::RemoveFile.into()));
     let snapshots = rules.snapshots.iter().map(|path| (path.as_path(), all & !never));

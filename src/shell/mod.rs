@@ -98,10 +98,6 @@ pub enum Error {
 pub fn shell(args: &ShellArgs, started_at: Instant) -> Result<u8, Error> {
     let files = FileRules {
         has_clients: true,
-        sockets: match &args.socket {
-            ShellSocket::Path(path) => vec![path.clone()],
-            ShellSocket::Descriptor(_) => Vec::new(),
-        },
         ..FileRules::default()
     };
     filters::set_up(&args.isolation, files).map_err(Error::Filters)?;

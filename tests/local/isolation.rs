@@ -245,6 +245,10 @@ fn api_opens_files_in_allowed_directories_alone() {
     let directory = scratch::Directory::new();
     let allowed = directory.text("");
     let process = ApiProcess::start_with(directory, &["--allow", &allowed]);
+    let elsewhere = scratch::Directory::new();
+    // Opened before the start; the process may remove it at its end.
+    let serial = elsewhere.text("serial");
+    process.expect_no_content("PUT", "/serial", &format!(r#"{{"console":"unix:{serial}"}}"#));
     process.set_kernel("end-hlt.elf");
     process.run_action("InstanceStart");
     process.expect_no_content("PATCH", "/vm", crate::api::served::PAUSED);
@@ -252,7 +256,6 @@ fn api_opens_files_in_allowed_directories_alone() {
         let body = format!(r#"{{"snapshot_path":"{state}","mem_file_path":"{memory}"}}"#);
         process.request("PUT", "/snapshot/create", &body)
     };
-    let elsewhere = scratch::Directory::new();
     let refused = create(&elsewhere.text("state"), &elsewhere.text("memory"));
     assert_eq!(refused.status(), 400, "{}", refused.text);
     assert!(refused.text.contains("--allow"), "{}", refused.text);
@@ -262,5 +265,7 @@ fn api_opens_files_in_allowed_directories_alone() {
         &process.directory.text("memory"),
     );
     assert_eq!(created.status(), 204, "{}", created.text);
+    assert!(elsewhere.path("serial").exists());
     process.terminate();
+    assert!(!elsewhere.path("serial").exists());
 }

@@ -8,6 +8,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{self, Path, PathBuf};
+use std::sync::Mutex;
+
+use devices::lock;
 
 use crate::system_call::check;
 
@@ -16,6 +19,9 @@ const MODE: u32 = 0o600;
 
 /// Connections that wait until they are accepted.
 const BACKLOG: libc::c_int = 16;
+
+/// Paths of the files that this process removes.
+static PATHS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Listening stream socket whose file only this user can open. It does not block. Dropping it removes the file.
 #[derive(Debug)]
@@ -35,18 +41,29 @@ pub struct SocketFile {
 impl SocketFile {
     /// Owns the file at `path`, which has `metadata`.
     pub fn new(path: &Path, metadata: &Metadata) -> Self {
+        // The working directory may change.
+        let path = path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        lock(&PATHS).push(path.clone());
         Self {
-            // The working directory may change.
-            path: path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            path,
             identity: identity(metadata),
         }
     }
+}
+
+/// Returns the paths of all [`SocketFile`]s of this process.
+pub fn paths() -> Vec<PathBuf> {
+    lock(&PATHS).clone()
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.identity) {
             let _ = fs::remove_file(&self.path);
+        }
+        let mut paths = lock(&PATHS);
+        if let Some(index) = paths.iter().position(|path| *path == self.path) {
+            paths.swap_remove(index);
         }
     }
 }
