@@ -428,6 +428,13 @@ fn missing_program_of_a_command_is_named() {
             )
         );
     }
+    let tools = directory.write("mayfly-tools", "");
+    let output = scratch::run(Command::new(&alone).arg("doctor"));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        format!("mayfly: cannot execute {tools:?}; install mayfly again: Permission denied (os error 13)\n")
+    );
 }
 
 #[test]
