@@ -234,7 +234,8 @@ impl Profile {
         }
         if total > 0 && !self.has_symbols {
             text.push_str(
-                "\n  no symbols were found: use an ELF image with a symbol table; mayfly restore opens it with --allow DIR",
+                "\n  no symbols were found: use an ELF image with a symbol table; a restored guest needs the image of its snapshot, and \
+                 --allow DIR to open it",
             );
         }
         text

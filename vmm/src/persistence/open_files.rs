@@ -45,6 +45,8 @@ impl fmt::Display for FileRole {
         match self {
             Self::Image => formatter.write_str("the image"),
             Self::Initrd => formatter.write_str("the initrd"),
+            // The VM gives it an ID later.
+            Self::Device(kind, id) if id.is_empty() => write!(formatter, "a {kind}"),
             Self::Device(kind, id) => write!(formatter, "{kind} {id:?}"),
             Self::Memory => formatter.write_str("the memory file that was loaded"),
             Self::State => formatter.write_str("the state file that was loaded"),
