@@ -50,7 +50,7 @@ def run(url, phases, options, timeout):
     command = [
         SCHEMATHESIS, "run", f"{url}/openapi.yaml", "--url", url, "--checks", CHECKS, "--phases", phases,
         "--max-examples", "25", "--seed", "4", "--generation-deterministic",
-        "--request-timeout", "10", "--no-shrink", "--no-color", "--continue-on-failure",
+        "--request-timeout", "60", "--no-shrink", "--no-color", "--continue-on-failure",
         "--report-junit-path", report, *options,
     ]
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
