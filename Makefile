@@ -168,10 +168,7 @@ export FUZZ_SECONDS ?= 10
 
 unit: build
 	@echo '== tests$(if $(filter --lib,$(UNIT)), without tests/local and the fuzz target load: no /dev/kvm on this machine)'
-	@skipped=$$(mktemp); status=0; \
-	MAYFLY=$(CURDIR)/dist/mayfly MAYFLY_SKIPPED=$$skipped cargo test --no-fail-fast $(UNIT) || status=$$?; \
-	echo "== skipped for lack of a requirement: $$(wc -l <$$skipped)"; \
-	cat $$skipped; rm -f $$skipped; exit $$status
+	@MAYFLY=$(CURDIR)/dist/mayfly tests/unit.sh $(UNIT)
 
 test: setup format guests ahead lint docs aarch64 unit ## run all checks and tests, with real images on an emulated host
 

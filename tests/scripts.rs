@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Files and directories that the goals and scripts need.
-const COPIED: [&str; 14] = [
+const COPIED: [&str; 15] = [
     "CHANGELOG.md",
     "Cargo.toml",
     "LICENSE",
@@ -24,11 +24,12 @@ const COPIED: [&str; 14] = [
     "tests/fuzz/run.sh",
     "tests/hosts",
     "tests/interleavings",
+    "tests/unit.sh",
     ".cargo",
 ];
 
 /// Tools of the machine that run as they are.
-const BASE_TOOLS: [&str; 46] = [
+const BASE_TOOLS: [&str; 47] = [
     "bash",
     "basename",
     "cat",
@@ -68,6 +69,7 @@ const BASE_TOOLS: [&str; 46] = [
     "sort",
     "stat",
     "tail",
+    "tee",
     "test",
     "touch",
     "tr",
@@ -396,6 +398,77 @@ fn every_script_that_reads_the_architecture_is_tested() {
     }
     let tested: BTreeSet<String> = SCRIPTS.iter().map(|(script, _)| (*script).to_owned()).collect();
     assert_eq!(found, tested);
+}
+
+/// Output of cargo after the failure of one of two tests.
+const FAILED: &str = "test a::one ... ok\ntest a::two ... FAILED\ntest result: FAILED. 1 passed; 1 failed; 0 ignored\n\
+                      error: 1 target failed:\n    `-p mayfly --test local`\n";
+/// Output of cargo after one test has passed.
+const PASSED: &str = "test result: ok. 1 passed; 0 failed; 0 ignored\n";
+
+/// Runs tests/unit.sh with a cargo that prints `outputs` in turn, and fails if they contain `error:`. Returns its status, its output and
+/// the arguments of each cargo.
+fn run_unit(outputs: &[&str]) -> (Option<i32>, String, String) {
+    let directory = scratch::Directory::new();
+    for (number, output) in outputs.iter().enumerate() {
+        directory.write(&format!("output{number}"), output);
+    }
+    directory.write("calls", "");
+    let cargo = "cd \"$DIRECTORY\"\noutput=output$(wc -l <calls)\necho \"$*\" >>calls\ncat \"$output\"\n! grep -q error: \"$output\"\n";
+    let tools = directory.path("tools");
+    fs::create_dir(&tools).unwrap();
+    let script = tools.join("cargo");
+    // A shell reads it, as a program that this process writes may be busy (ETXTBSY).
+    fs::write(&script, cargo).unwrap();
+    let function = format!(
+        "cargo() {{ bash {} \"$@\"; }}; export -f cargo; exec tests/unit.sh --all",
+        script.display()
+    );
+    let mut command = Command::new("bash");
+    command.args(["-c", &function]).current_dir(root());
+    let output = scratch::run(command.env("DIRECTORY", directory.text("")));
+    let calls = fs::read_to_string(directory.path("calls")).unwrap();
+    (
+        output.status.code(),
+        String::from_utf8(output.stdout).unwrap(),
+        calls,
+    )
+}
+
+#[test]
+fn failed_test_is_repeated_once_and_counted() {
+    let all = "test --no-fail-fast --all\n";
+    let again = "test --workspace --test local -- --exact a::two --test-threads 1\n";
+    let (status, output, calls) = run_unit(&[PASSED]);
+    assert_eq!((status, calls.as_str()), (Some(0), all));
+    assert!(!output.contains("repeated"), "{output}");
+
+    let (status, output, calls) = run_unit(&[FAILED, PASSED]);
+    assert_eq!((status, calls), (Some(0), format!("{all}{again}")));
+    let count = "== repeated after a failure: 1 of at most 2: a::two: status 0\n";
+    assert!(output.contains(count), "{output}");
+    assert!(
+        output.ends_with("== skipped for lack of a requirement: 0\n"),
+        "{output}"
+    );
+
+    // It fails again, or does not run.
+    let none = "test result: ok. 0 passed; 0 failed; 0 ignored\n";
+    for second in [FAILED, none] {
+        let (status, _, calls) = run_unit(&[FAILED, second]);
+        assert_eq!((status, calls), (Some(1), format!("{all}{again}")));
+    }
+}
+
+#[test]
+fn other_failures_are_final() {
+    let more = FAILED.replace("a::one ... ok", "a::one ... FAILED") + "test a::three ... FAILED\n";
+    let other = "test src/lib.rs - example (line 1) ... FAILED\n".to_owned() + FAILED;
+    let ended = FAILED.to_owned() + "    `-p mayfly --test cli`\n";
+    for output in [&more, &other, &ended, "error: could not compile\n"] {
+        let (status, _, calls) = run_unit(&[output, PASSED]);
+        assert_eq!((status, calls.lines().count()), (Some(1), 1), "{output}");
+    }
 }
 
 /// Adds the shell scripts below `directory` that call uname.
