@@ -311,7 +311,7 @@ fn inputs_are_kept() {
     expect_file_kept(&run, &initrd, "the initrd");
     expect_file_kept(&[&run[..], &["--log-file", &log]].concat(), &log, "the log");
     let with_disk = [&run[..4], &["--disk", &disk]].concat();
-    expect_file_kept(&with_disk, &disk, "drive \"\"");
+    expect_file_kept(&with_disk, &disk, "a drive");
 
     // Both measurements in one file.
     let both = directory.text("both");

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use super::http::{Client, NO_CONTENT, go_request};
 use super::killed::Random;
 use super::served::{ApiProcess, Directory, PAUSED, RESUMED, count_ticks, load_body};
-use crate::guest::Running;
+use crate::guest::{Running, TIMEOUT};
 use crate::guests::{file, program};
 use crate::network::{add_neighbor, attach_tap, create_host_tap, in_own_network, ping, run_command};
 
@@ -653,17 +654,29 @@ fn frame_wakes_guest_that_suspends() {
         );
         process.expect(" at 10.0.0.2\n");
         ping("10.0.0.2", 1);
-        let mut client = begin(&process, SUSPEND);
-        let memory = directory.path("gen-1/.memory.part0");
-        scratch::wait_until("a memory file", || memory.exists());
-        ping("10.0.0.2", 2);
-        let reason = client.receive().fault_message();
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let has_ended = AtomicBool::new(false);
+        let reason = thread::scope(|scope| {
+            // From before the suspend on: one frame would have to arrive while the snapshot is written.
+            scope.spawn(|| {
+                let begin = Instant::now();
+                while !has_ended.load(Ordering::Relaxed) && begin.elapsed() < TIMEOUT {
+                    // The error of an earlier datagram, for which the guest has no port.
+                    let _ = socket.send_to(b"wake", "10.0.0.2:9");
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let response = begin(&process, SUSPEND).receive();
+            has_ended.store(true, Ordering::Relaxed);
+            response.fault_message()
+        });
         assert_eq!(
             reason,
             "Suspend error: cannot complete the suspend: a frame cancelled it"
         );
         assert_eq!(process.state(), "Running");
         assert!(directory.names().is_empty());
+        ping("10.0.0.2", 1);
         process.terminate();
     });
 }
