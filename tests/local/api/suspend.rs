@@ -62,6 +62,26 @@ fn begin(process: &ApiProcess, body: &str) -> Client {
     client
 }
 
+/// Begins a suspend in a stopped process, which executes `requests` on other connections before the suspend proceeds far. Returns the
+/// client of the suspend, and those of `requests`.
+fn begin_with<const N: usize>(
+    process: &mut ApiProcess,
+    requests: [(&str, &str); N],
+) -> (Client, [Client; N]) {
+    let mut first = process.connect();
+    assert_eq!(first.request("GET", "/", "").status(), 200);
+    process.signal(libc::SIGSTOP);
+    first.send(go_request("PATCH", "/scale-to-zero", SUSPEND));
+    // The process accepts them after the stop: an accepted client has its turn before them.
+    let others = requests.map(|(method, body)| {
+        let mut client = process.connect();
+        client.send(go_request(method, "/scale-to-zero", body));
+        client
+    });
+    process.signal(libc::SIGCONT);
+    (first, others)
+}
+
 fn info(process: &ApiProcess) -> Value {
     process.request("GET", "/scale-to-zero", "").json()
 }
@@ -179,12 +199,11 @@ fn suspend_in_progress_is_cancelled() {
     process.expect("touched 65536 pages\n");
     for (state, body) in [("Running", RESUMED), ("Paused", PAUSED)] {
         process.expect_no_content("PATCH", "/vm", body);
-        let mut client = begin(&process, SUSPEND);
-        let memory = directory.path("gen-1/.memory.part0");
-        scratch::wait_until("a memory file", || memory.exists());
-        assert_eq!(info(&process)["state"], "Suspending");
-        act(&process, CANCEL);
-        let reason = client.receive().fault_message();
+        let requests = [("GET", ""), ("PATCH", CANCEL)];
+        let (mut suspend, [mut read, mut cancel]) = begin_with(&mut process, requests);
+        assert_eq!(read.receive().json()["state"], "Suspending");
+        assert_eq!(cancel.receive().text, NO_CONTENT);
+        let reason = suspend.receive().fault_message();
         assert_eq!(
             reason,
             "Suspend error: cannot complete the suspend: a request cancelled it"
@@ -194,7 +213,7 @@ fn suspend_in_progress_is_cancelled() {
         assert!(directory.names().is_empty());
     }
     // The end of its client cancels a suspend too.
-    drop(begin(&process, SUSPEND));
+    drop(begin_with(&mut process, []));
     scratch::wait_until("a cancelled suspend", || {
         process
             .request("GET", "/metrics", "")
@@ -208,9 +227,8 @@ fn suspend_in_progress_is_cancelled() {
     );
     assert!(directory.names().is_empty());
     // A signal ends the process in the middle of a suspend, and leaves no generation.
-    let _client = begin(&process, SUSPEND);
-    let memory = directory.path("gen-1/.memory.part0");
-    scratch::wait_until("a memory file", || memory.exists());
+    let (_suspend, [mut read]) = begin_with(&mut process, [("GET", "")]);
+    assert_eq!(read.receive().json()["state"], "Suspending");
     process.terminate();
     assert!(directory.names().is_empty());
 }
