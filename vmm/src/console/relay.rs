@@ -32,8 +32,9 @@ const INPUT_CAPACITY: usize = 4096;
 const CHUNK_SIZE: usize = 16 << 10;
 /// Bytes of stack of the thread.
 const STACK_SIZE: usize = 128 << 10;
-/// Time in which clients receive the last output after the end of the VM. The buffer of a socket takes it at once.
-const END_TIMEOUT: Duration = Duration::from_millis(50);
+/// Time in which clients receive the last output after the end of the VM. The buffer of a socket takes it at once, unless its client
+/// stalls.
+const END_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time for a program to read the last output from a pseudoterminal, which loses it when this process closes its side.
 const PTY_LINGER: Duration = Duration::from_millis(20);
 /// Time without new clients at the limit of descriptors.
