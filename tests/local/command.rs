@@ -2,13 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Output, Stdio};
 
 use scratch::Directory;
 use vmm::arch::{Architecture, Native, Platform};
 
+use crate::api::served::create_stale_socket;
 use crate::guests::{file, program};
 
 fn mayfly(arguments: &[&str]) -> Command {
@@ -316,7 +316,7 @@ fn early_signal_removes_socket() {
         let socket = directory.path("api.sock");
         let lock = File::open(directory.root()).unwrap();
         lock.lock().unwrap();
-        drop(UnixListener::bind(&socket).unwrap());
+        create_stale_socket(&socket);
         let mut mayfly = Command::new(program());
         mayfly.args(&command).arg("--api-sock").arg(&socket);
         let mayfly = mayfly.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();

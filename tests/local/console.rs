@@ -140,7 +140,9 @@ fn signal_ends_output_drain() {
 
 #[test]
 fn file_size_limit_does_not_end_guest() {
-    let path = scratch::process_path("limited");
+    // In memory: the end waits only a limited time for a disk.
+    let directory = Directory::new_in(Path::new("/dev/shm"));
+    let path = directory.path("limited");
     let mut command = mayfly("flood.elf", &["--", "kib=8"]);
     command.stdout(File::create(&path).unwrap());
     let limit = libc::rlimit {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use scratch::{Directory, Requirement};
 use vmm::arch::{Architecture, Native, Platform};
@@ -11,6 +12,7 @@ use vmm::persistence::SavedMachine;
 use crate::api::served::ApiProcess;
 use crate::forged::change_config;
 use crate::guests::{file, program};
+use crate::profile::wait_vcpu_time;
 
 fn mayfly(arguments: &[&str]) -> Output {
     scratch::run(Command::new(program()).args(arguments).stdin(Stdio::null()))
@@ -59,6 +61,8 @@ fn start_loop() -> ApiProcess {
     ]);
     let mut vm = ApiProcess::spawn(directory, command.args(["--", "wait=1"]));
     vm.expect("crashing\n");
+    // It prints before the calls.
+    wait_vcpu_time(vm.id(), Duration::from_millis(50));
     vm
 }
 

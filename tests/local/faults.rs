@@ -61,7 +61,7 @@ struct End {
 
 const KVM_RUN: u64 = 0xae80;
 
-/// Time for the end of the process after the failure. It is killed then: if the guest runs, it may run for ever.
+/// Time for the end of the process once the guest runs after the failure. It is killed then: the guest may run for ever.
 const RUN_LIMIT: Duration = Duration::from_secs(3);
 
 /// A call by its number, and for an ioctl its request.
@@ -105,14 +105,14 @@ fn run_with_failure(command: &mut Command, kind: Kind, count: usize, error: i32)
     unsafe { command.pre_exec(|| request(libc::PTRACE_TRACEME, 0, ptr::null_mut())) };
     let child = command.stdin(input()).stdout(Stdio::null()).stderr(stderr);
     let leader = libc::pid_t::try_from(child.spawn().unwrap().id()).unwrap();
-    let mut _end = Some(calls::KillTimer::start_within(scratch::TIMEOUT, leader));
+    let _end = calls::KillTimer::start_within(scratch::TIMEOUT, leader);
     calls::wait(leader);
     let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
     request(libc::PTRACE_SETOPTIONS, leader, number(options)).unwrap();
     request(libc::PTRACE_SYSCALL, leader, ptr::null_mut()).unwrap();
     let (mut seen, mut inside) = (0, HashMap::new());
     let mut failing = None;
-    let (mut started, mut has_run) = (HashMap::new(), false);
+    let (mut started, mut has_run, mut run_end) = (HashMap::new(), false, None);
     let status = loop {
         let (thread, status) = calls::wait(-1);
         if !libc::WIFSTOPPED(status) {
@@ -124,10 +124,9 @@ fn run_with_failure(command: &mut Command, kind: Kind, count: usize, error: i32)
         let signal = libc::WSTOPSIG(status);
         let mut delivered = 0;
         if signal == libc::SIGTRAP | 0x80 {
-            let is_entry = !inside.remove(&thread).unwrap_or(false);
-            if is_entry {
-                inside.insert(thread, true);
-            }
+            let is_inside = inside.entry(thread).or_insert(false);
+            *is_inside = !*is_inside;
+            let is_entry = *is_inside;
             if let Some(mut registers) = registers(thread) {
                 let call = libc::c_long::try_from(registers.orig_rax).unwrap_or(-1);
                 let request_number = if call == libc::SYS_ioctl { registers.rsi } else { 0 };
@@ -144,7 +143,9 @@ fn run_with_failure(command: &mut Command, kind: Kind, count: usize, error: i32)
                     failing = None;
                     registers.rax = i64::from(-error).cast_unsigned();
                     let _ = request(libc::PTRACE_SETREGS, thread, (&raw mut registers).cast());
-                    _end = Some(calls::KillTimer::start_within(RUN_LIMIT, leader));
+                }
+                if has_run && seen >= count {
+                    run_end.get_or_insert_with(|| calls::KillTimer::start_within(RUN_LIMIT, leader));
                 }
             }
         } else if signal != libc::SIGTRAP && (started.insert(thread, ()).is_some() || thread == leader) {

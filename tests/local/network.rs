@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 use std::{fs, mem, thread};
@@ -44,19 +45,39 @@ pub fn run_command(command: &str) -> String {
     printed
 }
 
-/// Creates the tap `name`, which outlives this process, with more `flags` and for the user `owner`. The `ip` of busybox, on the
-/// emulated host, creates none.
+/// Creates the tap `name`, which outlives its process, with more `flags` and for the user `owner`. The `ip` of busybox, on the emulated
+/// host, creates none.
+///
+/// A process of its own attaches to the tap: a child that another test starts has the descriptors of this process until its execve, and
+/// the next process could not attach.
 pub fn create_tap(name: &str, flags: libc::c_int, owner: Option<libc::c_ulong>) {
-    let device = open_tap(name, flags);
+    let tap = name.to_owned();
+    let mut create = Command::new("true");
+    // SAFETY: the closure runs between fork and exec, makes system calls and does not allocate.
+    unsafe { create.pre_exec(move || create_persistent_tap(&tap, flags, owner)) };
+    let created = scratch::run(&mut create);
+    assert!(created.status.success(), "{name}: {created:?}");
+}
+
+fn create_persistent_tap(name: &str, flags: libc::c_int, owner: Option<libc::c_ulong>) -> io::Result<()> {
+    let device = fs::File::options().read(true).write(true).open("/dev/net/tun")?;
+    let mut request = tap_request(name, flags);
+    // SAFETY: TUNSETIFF takes an `ifreq`, which is valid for the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
     if let Some(owner) = owner {
         // SAFETY: TUNSETOWNER takes a number.
-        let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOWNER, owner) };
-        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOWNER, owner) })?;
     }
     let persist: libc::c_ulong = 1;
     // SAFETY: TUNSETPERSIST takes a number.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, persist) };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, persist) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Creates the tap `tap0` with the address of the host.
@@ -64,8 +85,12 @@ pub fn create_host_tap() {
     create_tap("tap0", 0, None);
     run_command("ip addr add 10.0.0.1/24 dev tap0");
     run_command("ip link set tap0 up");
-    // On a busy machine the guest may reply late: repeat ARP requests for a minute instead of three seconds.
-    fs::write("/proc/sys/net/ipv4/neigh/tap0/mcast_solicit", "60").unwrap();
+    repeat_arp("tap0");
+}
+
+/// Repeats ARP requests on the interface `name` for a minute instead of three seconds: on a busy machine, the guest may reply late.
+pub fn repeat_arp(name: &str) {
+    fs::write(format!("/proc/sys/net/ipv4/neigh/{name}/mcast_solicit"), "60").unwrap();
 }
 
 /// Gives `address` on `tap0` the MAC address `mac`, for a guest without ARP. The `ip` of busybox cannot.
@@ -162,13 +187,8 @@ fn guest_with_kernel_irqchip_serves_page() {
     check_network("--irqchip kernel", "");
 }
 
-/// Attaches to the tap `name`, which the kernel creates if it does not exist, with more `flags`.
-fn open_tap(name: &str, flags: libc::c_int) -> fs::File {
-    let device = fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .unwrap();
+/// Returns the argument of TUNSETIFF for the tap `name` with more `flags`.
+fn tap_request(name: &str, flags: libc::c_int) -> libc::ifreq {
     // SAFETY: `ifreq` consists of integers, for which zero bytes are valid.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
@@ -176,9 +196,24 @@ fn open_tap(name: &str, flags: libc::c_int) -> fs::File {
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | flags;
     request.ifr_ifru.ifru_flags = flags.try_into().unwrap();
-    // SAFETY: TUNSETIFF takes an `ifreq`, which is valid for the call.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-    assert_eq!(result, 0, "{name}: {}", io::Error::last_os_error());
+    request
+}
+
+/// Attaches to the tap `name`, once no other process has it.
+fn open_tap(name: &str, flags: libc::c_int) -> fs::File {
+    let device = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .unwrap();
+    let mut request = tap_request(name, flags);
+    scratch::wait_until("the end of an earlier descriptor of the tap", || {
+        // SAFETY: TUNSETIFF takes an `ifreq`, which is valid for the call.
+        let attached = check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) });
+        let is_busy = matches!(&attached, Err(error) if error.raw_os_error() == Some(libc::EBUSY));
+        assert!(attached.is_ok() || is_busy, "{name}: {attached:?}");
+        !is_busy
+    });
     device
 }
 

@@ -33,6 +33,22 @@ fn check(result: libc::c_int) -> io::Result<()> {
 
 /// Mounts `source` at `target` with `options` of the file system.
 pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, options: &CStr) {
+    let mounted = try_mount(source, target, kind, flags, options);
+    mounted.unwrap_or_else(|error| panic!("cannot mount {}: {error}", target.display()));
+}
+
+/// Changes the flags of the file system at `target`.
+pub fn remount(target: &Path, flags: libc::c_ulong) -> io::Result<()> {
+    try_mount(Path::new(""), target, c"", libc::MS_REMOUNT | flags, c"")
+}
+
+fn try_mount(
+    source: &Path,
+    target: &Path,
+    kind: &CStr,
+    flags: libc::c_ulong,
+    options: &CStr,
+) -> io::Result<()> {
     let name = |path: &Path| CString::new(path.to_str().unwrap()).unwrap();
     let (from, to) = (name(source), name(target));
     // SAFETY: all pointers are C strings for the length of the call.
@@ -45,7 +61,7 @@ pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, op
             options.as_ptr().cast(),
         )
     };
-    check(result).unwrap_or_else(|error| panic!("cannot mount {}: {error}", target.display()));
+    check(result)
 }
 
 /// Runs `test` on a thread in a new mount namespace, if the host permits it, with the path of an empty tmpfs.

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use scratch::{KillOnDrop, Limited};
 
-use super::chroot::{in_own_mounts, mount};
+use super::chroot::{in_own_mounts, mount, remount};
 use super::http::NO_CONTENT;
 use super::killed::{CREATE, Content, KillPoint, Series, interrupt_request, names};
 use super::served::{ApiProcess, RESUMED};
@@ -160,8 +160,8 @@ fn read_only_disk_keeps_old_snapshot() {
             let series = Series::new(kind, disk);
             let process = series.load_and_pause();
             let old = Content::read(disk);
-            let remount = |flags| mount(Path::new(""), disk, c"", libc::MS_REMOUNT | flags, c"");
-            remount(libc::MS_RDONLY);
+            // A child that another test has started may hold a written file of this disk until its execve.
+            scratch::wait_until("the end of writes", || remount(disk, libc::MS_RDONLY).is_ok());
             let message = process
                 .request("PUT", CREATE, &series.create_body())
                 .fault_message();
@@ -170,7 +170,7 @@ fn read_only_disk_keeps_old_snapshot() {
                 "{message}"
             );
             assert!(Content::read(disk) == old);
-            remount(0);
+            remount(disk, 0).unwrap();
             process.expect_no_content("PUT", CREATE, &series.create_body());
             assert_eq!(names(disk), ["memory", "state"]);
             expect_usable(process, &series);

@@ -28,11 +28,12 @@ fn wait_for(path: &Path, text: &str) {
 #[test]
 fn serial_output_goes_to_file() {
     let process = ApiProcess::start();
-    let path = process.directory.write("serial", "before\n");
+    // In memory: the end waits only a limited time for a disk.
+    let directory = Directory::new_in(Path::new("/dev/shm"));
+    let path = directory.write("serial", "before\n");
     process.expect_no_content("PUT", "/serial", &format!("{{\"serial_out_path\":\"{path}\"}}"));
     process.set_kernel("hello.elf");
     process.run_action("InstanceStart");
-    let directory = Directory::new();
     let kept = directory.path("kept");
     fs::hard_link(&path, &kept).unwrap();
     let (printed, _) = process.expect_exit(0);
@@ -59,7 +60,7 @@ pub fn sum_of_metric(path: &str, group: &str, name: &str) -> u64 {
 #[test]
 fn serial_output_beyond_limit_is_dropped_and_counted() {
     for has_file in [true, false] {
-        let directory = Directory::new();
+        let directory = Directory::new_in(Path::new("/dev/shm"));
         let (serial, metrics) = (directory.write("serial", ""), directory.write("metrics", ""));
         let process = ApiProcess::start();
         process.expect_no_content("PUT", "/metrics", &format!(r#"{{"metrics_path":"{metrics}"}}"#));

@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use super::served::{ApiProcess, Directory, connect, create_fifo};
+use super::served::{ApiProcess, Directory, connect, create_fifo, create_stale_socket};
 use crate::guests::{file, program};
 
 fn run_mayfly(flags: &[&str]) -> Output {
@@ -120,8 +119,7 @@ fn sigterm_ends_mayfly_blocked_on_fifo() {
 #[test]
 fn stale_socket_is_replaced() {
     let directory = Directory::new();
-    drop(UnixListener::bind(directory.path("api.sock")).unwrap());
-    assert!(directory.path("api.sock").exists());
+    create_stale_socket(&directory.path("api.sock"));
     let process = start_and_wait(directory);
     assert_eq!(process.state(), "Not started");
     process.terminate();

@@ -1,6 +1,7 @@
 //! mayfly processes with an API socket, and helpers of several tests.
 
 use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::thread;
@@ -235,6 +236,13 @@ pub fn expect_progress(mut process: ApiProcess, printed: String) -> String {
     all
 }
 
+/// Leaves a socket at `path` on which no process listens.
+pub fn create_stale_socket(path: &Path) {
+    drop(UnixListener::bind(path).unwrap());
+    // A child that another test has started may hold the listener until its execve.
+    scratch::wait_until("the end of the listener", || UnixStream::connect(path).is_err());
+}
+
 /// Creates the tap `name` and sets it up.
 pub fn create_tap(name: &str) {
     network::create_tap(name, 0, None);
@@ -245,4 +253,5 @@ pub fn create_tap(name: &str) {
 pub fn create_tap_with_address(name: &str) {
     create_tap(name);
     run_command(&format!("ip addr add 10.0.0.1/24 dev {name}"));
+    network::repeat_arp(name);
 }

@@ -14,7 +14,7 @@ use super::served::{ApiProcess, Directory, PAUSED, RESUMED, create_snapshot};
 use crate::guest::TIMEOUT;
 
 /// Limit of a snapshot, which waits for the disk of its files too.
-const SNAPSHOT_LIMIT: Duration = Duration::from_secs(30);
+const SNAPSHOT_LIMIT: Duration = TIMEOUT;
 /// Limit of each answer on this host, which may be busy, and to whose disk other tests may write. `make attack` checks the goal of
 /// 100 ms, and the tests with a stuck disk show that no answer waits for the disk.
 const LIMIT: Duration = Duration::from_secs(10);

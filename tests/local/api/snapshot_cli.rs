@@ -23,7 +23,7 @@ fn run_mayfly(arguments: &[&str]) -> Output {
 /// Returns mayfly under `timeout`, without arguments.
 fn command_with_timeout() -> Command {
     let mut command = Command::new("timeout");
-    command.arg("60").arg(program());
+    command.arg("170").arg(program());
     command
 }
 

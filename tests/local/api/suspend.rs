@@ -175,6 +175,8 @@ fn requested_suspend_loses_no_tick() {
         process.expect("tick ");
         let mut command = Command::new(program());
         command.args(["ctl", "--api-sock", process.socket().to_str().unwrap(), "suspend"]);
+        // It waits for the disk.
+        command.args(["--timeout", "170"]);
         let output = scratch::run(&mut command);
         assert_eq!(String::from_utf8_lossy(&output.stdout), "suspended\n");
         printed += &process.expect_exit(SUSPENDED).0;
@@ -233,11 +235,21 @@ fn suspend_in_progress_is_cancelled() {
     assert!(directory.names().is_empty());
 }
 
+/// Prefers the threads of `process` to other processes, if the host permits it: a guest that polls uses more than half of a processor.
+fn prefer(process: &ApiProcess) {
+    for entry in fs::read_dir(format!("/proc/{}/task", process.id())).unwrap() {
+        let thread = entry.unwrap().file_name().to_str().unwrap().parse().unwrap();
+        // SAFETY: the call takes no pointer.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, -20) };
+    }
+}
+
 #[test]
 fn polling_guest_is_reported_once() {
     let directory = Directory::new();
     let options = format!("--suspend-to {} --idle-after 100", directory.text(""));
     let process = run("loop.elf", &options, &[]);
+    prefer(&process);
     act(&process, READY);
     await_info(&process, "reason", "polling");
     let metrics = process.request("GET", "/metrics", "").text;
@@ -758,7 +770,7 @@ fn only_transfers_keep_guest_awake() {
     in_own_network(|| {
         create_host_tap();
         let directory = Directory::new();
-        let options = format!("--suspend-to {} --idle-after 1000", directory.text(""));
+        let options = format!("--suspend-to {} --idle-after 5000", directory.text(""));
         let arguments = [
             "--memory",
             "16M",
@@ -772,8 +784,7 @@ fn only_transfers_keep_guest_awake() {
         process.expect(" at 10.0.0.2\n");
         for _ in 0..4 {
             ping("10.0.0.2", 4);
-            let info = info(&process);
-            assert_eq!(info["reason"], "frame", "{info}");
+            await_info(&process, "reason", "frame");
         }
         let is_suspended = AtomicBool::new(false);
         thread::scope(|scope| {

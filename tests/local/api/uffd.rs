@@ -16,8 +16,8 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::http::{NO_CONTENT, Response};
 use super::served::{
-    ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_snapshot, expect_progress, load_snapshot,
-    pause_and_create, start_ticker,
+    ApiProcess, Directory, PAUSED, RESUMED, count_ticks, create_snapshot, create_stale_socket,
+    expect_progress, load_snapshot, pause_and_create, start_ticker,
 };
 use crate::guest::TIMEOUT;
 use crate::network::{create_host_tap, in_own_network, run_command};
@@ -221,7 +221,7 @@ fn diff_holds_provided_pages() {
 #[test]
 fn unreachable_handler_ends_mayfly() {
     let (directory, _) = create_ticker_snapshot();
-    drop(listen(&directory));
+    create_stale_socket(&directory.path(SOCKET));
     directory.write("file", "");
     fs::create_dir(directory.path("directory")).unwrap();
     let long = "x".repeat(120);

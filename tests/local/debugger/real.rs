@@ -19,6 +19,8 @@ fn debug(vm: &Debugged, commands: &[&str]) -> Option<String> {
             "-ex",
             "set width 0",
             "-ex",
+            "set remotetimeout 100",
+            "-ex",
         ])
         .arg(&target);
     for line in commands {

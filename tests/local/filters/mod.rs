@@ -172,22 +172,22 @@ const VDSO: &str = "the clock of the host is not readable without a system call"
 /// Maximum number of calls of which no scenario uses a rule.
 const MAX_UNUSED_CALLS: usize = 12;
 
-/// Limit of a scenario. One that lacks a rule may wait for mayfly, which has ended.
+/// Limit of a scenario that lacks a rule: it may wait for mayfly, which has ended.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Limit of a scenario under strace.
-const TRACED_LIMIT: Duration = Duration::from_secs(30);
+/// Limit of a scenario that must pass, also under strace.
+const FULL_LIMIT: Duration = Duration::from_secs(120);
 
 /// Result of a scenario.
 struct Outcome {
     has_passed: bool,
-    /// It was killed after [`LIMIT`].
+    /// It was killed after its limit.
     is_late: bool,
     printed: String,
 }
 
 /// Runs the test `name` of this program in a process of its own, with the filters of the file `filters`, and under strace if `trace` is
-/// a directory for its output.
-fn run(name: &str, filters: &Path, trace: Option<&Path>) -> Outcome {
+/// a directory for its output. Kills it after `limit`.
+fn run(name: &str, filters: &Path, trace: Option<&Path>, limit: Duration) -> Outcome {
     let output = Directory::new();
     let printed = fs::File::create(output.path("output")).unwrap();
     let mut command = Command::new(env::current_exe().unwrap());
@@ -207,7 +207,6 @@ fn run(name: &str, filters: &Path, trace: Option<&Path>) -> Outcome {
     // One that is late ends with its mayfly.
     let mut child = KillOnDrop(command.process_group(0).spawn().unwrap());
     let start = Instant::now();
-    let limit = if trace.is_some() { TRACED_LIMIT } else { LIMIT };
     let mut status = None;
     while status.is_none() && start.elapsed() < limit {
         thread::sleep(Duration::from_millis(2));
@@ -262,7 +261,7 @@ fn record(name: &str, filters: &Path) -> (Directory, Duration) {
     for attempt in 1..=3 {
         let directory = Directory::new();
         let start = Instant::now();
-        let outcome = run(name, filters, Some(directory.root()));
+        let outcome = run(name, filters, Some(directory.root()), FULL_LIMIT);
         let elapsed = start.elapsed();
         printed = outcome.printed;
         if outcome.has_passed {
@@ -365,11 +364,11 @@ fn fails_without(rule: &Rule, name: &str) -> bool {
     let directory = Directory::new();
     let path = directory.path("filters");
     RECORDING.programs.write(&path, Some(rule));
-    let outcome = run(name, &path, None);
+    let outcome = run(name, &path, None, LIMIT);
     let message = format!("refused the system call {} ", rule.call);
     // Output may miss the message: of a process whose stderr is not shown, or that cannot write any more.
     let has_failed = outcome.is_late || outcome.printed.contains(&message);
-    !outcome.has_passed && (has_failed || !run(name, &path, None).has_passed)
+    !outcome.has_passed && (has_failed || !run(name, &path, None, LIMIT).has_passed)
 }
 
 #[test]
@@ -382,9 +381,9 @@ fn scenario_fails_without_each_rule() {
     let complete = directory.path("filters");
     recording.programs.write(&complete, None);
     for_each(SCENARIOS.len(), |number| {
-        let (name, outcome) = (SCENARIOS[number], run(SCENARIOS[number], &complete, None));
-        let has_passed = outcome.has_passed || run(name, &complete, None).has_passed;
-        assert!(has_passed, "{name}: {}", outcome.printed);
+        let name = SCENARIOS[number];
+        let outcome = run(name, &complete, None, FULL_LIMIT);
+        assert!(outcome.has_passed, "{name}: {}", outcome.printed);
     });
     let unneeded = Mutex::new(BTreeSet::new());
     let is_rare = |rule: &Rule| UNUSED_RULES.iter().any(|(name, _)| rule.to_string() == *name);

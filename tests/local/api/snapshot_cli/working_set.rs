@@ -313,7 +313,7 @@ fn unwritable_recording_is_rejected() {
 fn command_without_proc(arguments: &[&str]) -> Command {
     let mut command = Command::new("timeout");
     command
-        .args(["60".as_ref(), program().as_os_str()])
+        .args(["170".as_ref(), program().as_os_str()])
         .args(arguments);
     hide_proc(&mut command);
     command
