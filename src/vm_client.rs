@@ -1,6 +1,6 @@
 //! Snapshots of a running VM by its API.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::client::{self, Client};
@@ -24,6 +24,9 @@ pub enum Error {
         /// Reason in the response.
         reason: String,
     },
+    /// The API takes no such path.
+    #[error("cannot create a snapshot with the file {0:?}: the path is not UTF-8; rename its directory")]
+    NotUtf8(PathBuf),
     /// No snapshot was created, and the VM did not resume either.
     #[error("{}; the VM may still be paused: {}", ErrorChain(.created), ErrorChain(.resumed))]
     NotResumed {
@@ -64,15 +67,20 @@ impl VmClient {
         state: &Path,
         memory: &Path,
     ) -> Result<(), Error> {
+        // Before the pause: an error here leaves the VM as it is.
+        let text = |path: &Path| {
+            let text = path.to_str().map(str::to_owned);
+            text.ok_or_else(|| Error::NotUtf8(path.to_owned()))
+        };
+        let body = json!({
+            "snapshot_type": kind,
+            "snapshot_path": text(state)?,
+            "mem_file_path": text(memory)?,
+        });
         let set_state = |state: &str| json!({ "state": state });
         if is_running {
             self.request("pause the VM", "PATCH", "/vm", Some(set_state("Paused")))?;
         }
-        let body = json!({
-            "snapshot_type": kind,
-            "snapshot_path": state,
-            "mem_file_path": memory,
-        });
         let created = self.request("create a snapshot", "PUT", "/snapshot/create", Some(body));
         let resumed = match is_running {
             true => self.request("resume the VM", "PATCH", "/vm", Some(set_state("Resumed"))),
@@ -138,6 +146,23 @@ mod tests {
             let created = client.create_snapshot(true, "Full", Path::new("/s"), Path::new("/m"));
             created.map_err(|error| error.to_string())
         })
+    }
+
+    #[test]
+    fn path_that_is_not_utf8_sends_no_request() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+
+        let path = Path::new(OsStr::from_bytes(b"/d\xff/state"));
+        // No server exists: a request would fail by its connection.
+        let client = VmClient::new(Path::new("/nonexistent/socket"));
+        for (state, memory) in [(path, Path::new("/m")), (Path::new("/s"), path)] {
+            let error = client.create_snapshot(true, "Full", state, memory).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "cannot create a snapshot with the file \"/d\\xFF/state\": the path is not UTF-8; rename its directory"
+            );
+        }
     }
 
     #[test]
