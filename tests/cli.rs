@@ -2,16 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
+use std::ffi::{OsStr, OsString};
+use std::fmt::Debug;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-fn mayfly(arguments: &[&str]) -> Output {
+fn mayfly(arguments: &[impl AsRef<OsStr>]) -> Output {
     scratch::run(Command::new(env!("CARGO_BIN_EXE_mayfly")).args(arguments))
 }
 
 /// Runs mayfly, expects `status` and one line on stderr only, and returns that line.
-fn expect_error(arguments: &[&str], status: i32) -> String {
+fn expect_error(arguments: &[impl AsRef<OsStr> + Debug], status: i32) -> String {
     let output = mayfly(arguments);
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(status), "{arguments:?}: {message}");
@@ -71,7 +74,7 @@ fn help_succeeds_and_fits_the_terminal() {
 #[test]
 fn usage_error_names_the_argument() {
     for (arguments, text) in [
-        (&[][..], "missing command; run mayfly --help"),
+        (&[][..] as &[&str], "missing command; run mayfly --help"),
         (&["boot"], "\"boot\" is not a command; run mayfly --help"),
         (&["run"], "missing the path of an image; run mayfly run KERNEL"),
         (
@@ -106,6 +109,36 @@ fn usage_error_names_the_argument() {
         let message = expect_error(arguments, 2);
         assert!(message.starts_with(text), "{arguments:?}: {message}");
     }
+}
+
+#[test]
+fn value_that_is_not_utf8_is_a_usage_error() {
+    let name = OsStr::from_bytes(b"/no/\xff");
+    let with = |prefix: &str, suffix: &str| {
+        let mut value = OsString::from(prefix);
+        value.push(name);
+        value.push(suffix);
+        value
+    };
+    for (command, option, value) in [
+        ("run", "--disk", with("", ",ro")),
+        ("run", "--net", with("unix:", "")),
+        ("run", "--serial", with("file:", ".txt")),
+        ("run", "--gdb", with("", "")),
+        ("run", "--initrd", with("", "")),
+        ("restore", "--disk", with("root=", "")),
+        ("restore", "--net", with("eth0=unix:", "")),
+        ("restore", "--serial", with("unix:", "")),
+    ] {
+        let arguments = [OsStr::new(command), OsStr::new("a"), OsStr::new(option), &value];
+        let message = expect_error(&arguments, 2);
+        let expected = format!("{option} {value:?} is not UTF-8; rename the file if it names one");
+        assert_eq!(message, expected, "{command}");
+    }
+    assert_eq!(
+        expect_error(&[OsStr::new("run"), name], 2),
+        "KERNEL \"/no/\\xFF\" is not UTF-8; rename the file if it names one"
+    );
 }
 
 #[test]

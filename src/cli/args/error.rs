@@ -80,6 +80,9 @@ pub enum Error {
         "--suspend-to and --stateless exclude each other: a stateless suspend creates no snapshot; remove one"
     )]
     Stateless,
+    /// A value, often the name of a file, is not UTF-8.
+    #[error("{0} {1:?} is not UTF-8; rename the file if it names one")]
+    NotUtf8(&'static str, OsString),
     /// A guest argument is not UTF-8.
     #[error("guest argument {0:?} is not UTF-8; use printable ASCII")]
     GuestArgument(OsString),

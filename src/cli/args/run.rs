@@ -9,7 +9,7 @@ use vmm::arch::{Architecture, Native, Platform};
 use vmm::config::{DeviceConfig, VmConfig};
 
 use super::error::{Error, lossy, syntax};
-use super::session::{self, GivenOptions, SessionArgs, path, value};
+use super::session::{self, GivenOptions, SessionArgs, utf8, value};
 
 /// Arguments of `mayfly run`.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ pub(super) fn parse(parser: &mut lexopt::Parser) -> Result<Option<Box<RunArgs>>,
         };
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
-            Arg::Value(path) if kernel.is_none() => kernel = Some(PathBuf::from(path)),
+            Arg::Value(path) if kernel.is_none() => kernel = Some(utf8("KERNEL", path)?.into()),
             Arg::Value(argument) => return Err(Error::Unexpected(lossy(&argument))),
             Arg::Short('m') => parse_option(parser, &mut run, &mut given, "--memory")?,
             Arg::Long(name) => {
@@ -103,7 +103,7 @@ fn parse_option(
     match name {
         "--memory" => config.memory = value(parser, "run", name)?,
         "--cpus" => config.vcpus = value::<Count>(parser, "run", name)?.0,
-        "--initrd" => config.initrd = Some(path(parser, "run")?),
+        "--initrd" => config.initrd = Some(value(parser, "run", name)?),
         "--protocol" => config.protocol = Some(value(parser, "run", name)?),
         "--machine" => config.memory_map = Some(value(parser, "run", name)?),
         "--gic" => config.gic = Some(value(parser, "run", name)?),

@@ -1,6 +1,6 @@
 //! The options of `mayfly run` and `mayfly restore` alike.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -321,6 +321,11 @@ pub fn path(parser: &mut lexopt::Parser, command: &'static str) -> Result<PathBu
     parser.value().map(PathBuf::from).map_err(syntax(command))
 }
 
+/// Returns the value of `option` as text: the configuration of a VM, which clients read and snapshots save, is UTF-8.
+pub fn utf8(option: &'static str, value: OsString) -> Result<String, Error> {
+    value.into_string().map_err(|value| Error::NotUtf8(option, value))
+}
+
 /// Parses the value of `option` of `command`.
 pub fn value<T: FromStr>(
     parser: &mut lexopt::Parser,
@@ -330,7 +335,7 @@ pub fn value<T: FromStr>(
 where
     T::Err: std::fmt::Display,
 {
-    let text = lossy(&parser.value().map_err(syntax(command))?);
+    let text = utf8(option, parser.value().map_err(syntax(command))?)?;
     text.parse().map_err(|error: T::Err| Error::Value {
         option,
         value: text,
