@@ -222,7 +222,7 @@ fn invalid_machine_is_rejected_with_its_option() {
 }
 
 #[test]
-fn shared_address_or_tap_is_rejected() {
+fn shared_address_tap_or_port_is_rejected() {
     let image = file("interfaces.elf", &program());
     for (net, text, option) in [
         (
@@ -234,6 +234,12 @@ fn shared_address_or_tap_is_rejected() {
             "fd:5",
             "cannot attach two network interfaces to descriptor 5: give each its own tap",
             "--net fd:NUMBER",
+        ),
+        (
+            "user,tcp=18082:80",
+            "cannot forward TCP 0.0.0.0:18082 to guest port 80 and TCP 0.0.0.0:18082 to guest port 80 for two network interfaces: both \
+             listen at this port; change one port",
+            "--net user,tcp=PORT,udp=PORT",
         ),
     ] {
         let message = expect_error(&["run", &image, "--net", net, "--net", net], 1);

@@ -152,6 +152,7 @@ fn config_option(error: &config::Error) -> Option<&'static str> {
         config::Error::Conflict(Conflict::Mac(_)) => "--net BACKEND,mac=ADDRESS",
         config::Error::Conflict(Conflict::Ip(_)) => "--net BACKEND,ip=ADDRESS",
         config::Error::Conflict(Conflict::Descriptor(_)) => "--net fd:NUMBER",
+        config::Error::Conflict(Conflict::Forwards(..)) => "--net user,tcp=PORT,udp=PORT",
         config::Error::Conflict(Conflict::Root) => return None,
     })
 }

@@ -188,6 +188,9 @@ impl DeviceSettings for NetConfig {
         {
             return Err(Conflict::Mac(mac));
         }
+        if let Some((first, second)) = self.user.overlap(&earlier.user) {
+            return Err(Conflict::Forwards(first, second));
+        }
         match (self.mac, &self.backend) {
             (Some(mac), _) if earlier.mac == Some(mac) => Err(Conflict::Mac(mac)),
             (_, NetBackend::Descriptor(descriptor)) if self.backend == earlier.backend => {
@@ -400,6 +403,41 @@ mod tests {
             mac
         );
         assert_eq!(conflict(&with("10.0.7.2", "1"), other), Ok(()));
+    }
+
+    #[test]
+    fn interfaces_with_equal_ports_conflict() {
+        let conflict = |first: &str, second: &str| {
+            let earlier = net(&format!("user,{first}")).unwrap();
+            let result = net(&format!("user,{second}")).unwrap().check_after(&earlier);
+            result.map_err(|error| error.to_string())
+        };
+        let rejected = |first: &str, second: &str| {
+            Err(format!(
+                "cannot forward {first} and {second} for two network interfaces: both listen at this port; change one port"
+            ))
+        };
+        assert_eq!(
+            conflict("tcp=81:80,tcp=82:80", "tcp=83,tcp=82"),
+            rejected(
+                "TCP 0.0.0.0:82 to guest port 80",
+                "TCP 0.0.0.0:82 to guest port 82"
+            )
+        );
+        assert_eq!(
+            conflict("udp=127.0.0.1/53", "udp=0.0.0.0/53"),
+            rejected(
+                "UDP 127.0.0.1:53 to guest port 53",
+                "UDP 0.0.0.0:53 to guest port 53"
+            )
+        );
+        for (first, second) in [
+            ("tcp=80", "udp=80"),
+            ("tcp=80:1", "tcp=81:1"),
+            ("tcp=127.0.0.1/80", "tcp=127.0.0.2/80"),
+        ] {
+            assert_eq!(conflict(first, second), Ok(()), "{first} {second}");
+        }
     }
 
     #[test]

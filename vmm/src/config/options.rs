@@ -4,6 +4,7 @@ use devices::limiter::Bucket;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::AddressError;
+use super::forward::Forward;
 
 /// Rate limits of a device in one direction; none is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,11 @@ pub enum Error {
     /// An option is given for another backend than passt.
     #[error("option {0} requires the backend user")]
     RequiresUser(&'static str),
+    /// A port of the host is forwarded twice.
+    #[error(
+        "cannot forward {0} and {1} for one interface: passt takes each port of this host once; change one port"
+    )]
+    Forwards(Forward, Forward),
     /// The addresses of an interface are invalid.
     #[error(transparent)]
     Addresses(#[from] AddressError),

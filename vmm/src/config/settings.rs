@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
+use super::forward::Forward;
 use super::mac::MacAddress;
 
 /// Reason why two devices of one kind cannot be attached to one VM.
@@ -21,6 +22,11 @@ pub enum Conflict {
     /// Two interfaces use the same tap.
     #[error("cannot attach two network interfaces to descriptor {0}: give each its own tap")]
     Descriptor(RawFd),
+    /// Two interfaces listen at the same port.
+    #[error(
+        "cannot forward {0} and {1} for two network interfaces: both listen at this port; change one port"
+    )]
+    Forwards(Forward, Forward),
 }
 
 /// Operations on the configuration of one kind of device.

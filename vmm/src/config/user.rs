@@ -1,69 +1,10 @@
 //! Options of the passt of an interface: `address=ADDRESS/PREFIX,gateway=ADDRESS,tcp=PORTS,udp=PORTS`, where PORTS is
 //! `[ADDRESS/]PORT[:GUEST PORT]`. `tcp` and `udp` may be repeated.
 
-use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
+use super::forward::{Forward, PORT, Transport};
 use super::options::{Error, Options};
-
-/// Valid form of a forwarded port.
-const PORT: &str = "[ADDRESS/]PORT[:GUEST PORT] with ports from 1 to 65535";
-
-/// Transport protocol of a forwarded port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "TCP",
-            Self::Udp => "UDP",
-        })
-    }
-}
-
-/// Port of the host, and the port of the guest that gets its connections or datagrams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forward {
-    /// Transport protocol.
-    pub transport: Transport,
-    /// IPv4 address of the host; none for all addresses.
-    pub address: Option<Ipv4Addr>,
-    /// Port of the host.
-    pub port: u16,
-    /// Port of the guest.
-    pub guest_port: u16,
-}
-
-impl Forward {
-    fn parse(transport: Transport, text: &str) -> Option<Self> {
-        let (address, ports) = match text.rsplit_once('/') {
-            Some((address, ports)) => (Some(address.parse().ok()?), ports),
-            None => (None, text),
-        };
-        let number = |text: &str| text.parse().ok().filter(|port| *port != 0);
-        let (port, guest_port) = match ports.split_once(':') {
-            Some((port, guest_port)) => (number(port)?, number(guest_port)?),
-            None => (number(ports)?, number(ports)?),
-        };
-        Some(Self {
-            transport,
-            address,
-            port,
-            guest_port,
-        })
-    }
-
-    /// Returns the address and port of the host.
-    pub fn socket(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(self.address.unwrap_or(Ipv4Addr::UNSPECIFIED), self.port)
-    }
-}
 
 /// Network that passt offers the guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,10 +52,27 @@ impl UserNetwork {
                 let text = check(name, text)?;
                 let forward =
                     Forward::parse(transport, &text).ok_or_else(|| Error::value(name, &text, PORT))?;
+                // passt forwards a port of one transport protocol once, also with two addresses.
+                if let Some(earlier) = network
+                    .forwards
+                    .iter()
+                    .find(|earlier| earlier.has_port_of(&forward))
+                {
+                    return Err(Error::Forwards(*earlier, forward));
+                }
                 network.forwards.push(forward);
             }
         }
         Ok(network)
+    }
+
+    /// Returns the first forwarded port of `earlier`, and of this network, at which both cannot listen.
+    pub(super) fn overlap(&self, earlier: &Self) -> Option<(Forward, Forward)> {
+        let mut pairs = earlier
+            .forwards
+            .iter()
+            .flat_map(|earlier| self.forwards.iter().map(move |own| (*earlier, *own)));
+        pairs.find(|(earlier, own)| own.overlaps(earlier))
     }
 
     /// Returns the arguments of passt.
@@ -176,11 +134,32 @@ mod tests {
                 "--address 10.0.0.2 --netmask 24 --gateway 10.0.0.1",
             ),
             (
+                "user,tcp=80,udp=80,tcp=81:80",
+                "--tcp-ports 80:80 --tcp-ports 81:80 --udp-ports 80:80",
+            ),
+            (
                 "user,udp=53:5353,tcp=127.0.0.1/8080:80,tcp=10.0.0.9/8443:443",
                 "--tcp-ports 127.0.0.1/8080:80 --tcp-ports 10.0.0.9/8443:443 --udp-ports 53:5353",
             ),
         ] {
             assert_eq!(arguments(text).as_deref(), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn port_is_forwarded_once() {
+        for (first, second) in [
+            ("0.0.0.0:80", "0.0.0.0:80"),
+            ("127.0.0.1:80", "0.0.0.0:80"),
+            ("127.0.0.1:80", "127.0.0.2:80"),
+        ] {
+            let option = |socket: &str| socket.replace("0.0.0.0:", "").replace(':', "/");
+            let text = format!("user,udp={}:1,udp={}:2", option(first), option(second));
+            let expected = format!(
+                "cannot forward UDP {first} to guest port 1 and UDP {second} to guest port 2 for one interface: passt takes each port of this \
+                 host once; change one port"
+            );
+            assert_eq!(arguments(&text), Err(expected));
         }
     }
 
