@@ -159,7 +159,10 @@ impl FromStr for DriveConfig {
             bandwidth: limits.bandwidth,
             operations: limits.operations,
         };
-        options.finish("ro, shared, cache, engine, id, bandwidth and ops")?;
+        options.finish(
+            &["ro", "shared", "cache", "engine", "id", "bandwidth", "ops"],
+            "ro, shared, cache, engine, id, bandwidth and ops",
+        )?;
         Ok(Self {
             disk: config,
             root: None,

@@ -79,6 +79,21 @@ impl From<NetBackend> for NetOverride {
     }
 }
 
+/// Options of an interface that a load may change.
+const OVERRIDE_OPTIONS: [&str; 9] = [
+    "guest-ip",
+    "ip",
+    "guest-mac",
+    "mac",
+    "pass",
+    "tcp",
+    "udp",
+    "address",
+    "gateway",
+];
+/// Further options of an interface.
+const OWN_OPTIONS: [&str; 6] = ["id", "mtu", "rx-bandwidth", "rx-ops", "tx-bandwidth", "tx-ops"];
+
 impl FromStr for NetOverride {
     type Err = Error;
 
@@ -91,6 +106,7 @@ impl FromStr for NetOverride {
         let mut request = take_addresses(&mut options)?;
         request.mac = take_mac(&mut options, "mac")?;
         options.finish(
+            &OVERRIDE_OPTIONS,
             "guest-ip, ip, guest-mac, mac, pass, and tcp, udp, address and gateway of user: a load keeps the others",
         )?;
         Ok(Self {
@@ -252,6 +268,7 @@ impl FromStr for NetConfig {
         let transmit = options.take_limits("tx-bandwidth", "tx-ops")?;
         let id = options.take_value("id").unwrap_or_default();
         options.finish(
+            &[&OVERRIDE_OPTIONS[..], &OWN_OPTIONS].concat(),
             "id, mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth, tx-ops, guest-ip, ip, guest-mac, pass, and tcp, udp, address and gateway of user",
         )?;
         let addresses = request.check(&AddressNames::OPTIONS)?;
@@ -296,6 +313,26 @@ mod tests {
             );
         }
         assert!(net("fd:1").unwrap_err().contains("a descriptor above 2"));
+    }
+
+    #[test]
+    fn only_names_of_options_are_options() {
+        for text in ["and", "of", "user", "of=1", "=1", "and,tcp=80"] {
+            let error = net(&format!("user,{text}")).unwrap_err();
+            let name = text.split(['=', ',']).next().unwrap();
+            assert!(
+                error.starts_with(&format!("option {name:?} does not exist; use id, mac")),
+                "{text}: {error}"
+            );
+        }
+        let empty = "the option after a comma is missing; remove the comma, or double a comma of a path";
+        for text in ["user,", "user,mtu=1500,", "tap:x,,,mtu=1500,"] {
+            assert_eq!(net(text), Err(empty.to_owned()), "{text}");
+        }
+        for name in super::OVERRIDE_OPTIONS.iter().chain(&super::OWN_OPTIONS) {
+            let expected = format!("option {name} requires a value; write {name}=VALUE");
+            assert_eq!(net(&format!("user,{name}")), Err(expected));
+        }
     }
 
     #[test]

@@ -29,6 +29,9 @@ pub enum Error {
     /// The text begins with a comma, or is empty.
     #[error("the value before the first comma is missing")]
     Missing,
+    /// Nothing follows a comma.
+    #[error("the option after a comma is missing; remove the comma, or double a comma of a path")]
+    Empty,
     /// An option is given twice.
     #[error("option {0:?} is given twice; remove one")]
     Duplicate(String),
@@ -110,6 +113,9 @@ impl Options {
             .ok_or(Error::Missing)?;
         let mut rest: Vec<(String, Option<String>)> = Vec::new();
         for part in parts {
+            if part.is_empty() {
+                return Err(Error::Empty);
+            }
             let (name, value) = match part.split_once('=') {
                 Some((name, value)) => (name, Some(value.to_owned())),
                 None => (part.as_str(), None),
@@ -184,11 +190,11 @@ impl Options {
         }
     }
 
-    /// Fails if an option remains; `known` names the options that exist.
-    pub fn finish(self, known: &'static str) -> Result<(), Error> {
+    /// Fails if an option remains. `names` are the options that exist, and `known` the text that names them.
+    pub fn finish(self, names: &[&str], known: &'static str) -> Result<(), Error> {
         match self.rest.into_iter().next() {
             None => Ok(()),
-            Some((name, value)) if known.split([',', ' ']).any(|word| word == name) => Err(match value {
+            Some((name, value)) if names.contains(&name.as_str()) => Err(match value {
                 Some(_) => Error::Flag(name),
                 None => Error::NoValue(name),
             }),
