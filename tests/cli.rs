@@ -184,6 +184,21 @@ fn invalid_device_is_named() {
             "user,mtu=9",
             "--net \"user,mtu=9\": mtu=\"9\" is invalid; use a number from 68 to 65535",
         ),
+        (
+            "--net",
+            "user,address=10.0.0.2/32",
+            "--net \"user,address=10.0.0.2/32\": address=\"10.0.0.2/32\" is invalid; use a unicast IPv4 address other than loopback, and a prefix",
+        ),
+        (
+            "--net",
+            "user,tcp=80:1,tcp=80:2",
+            "--net \"user,tcp=80:1,tcp=80:2\": cannot forward TCP 0.0.0.0:80 to guest port 1 and TCP 0.0.0.0:80 to guest port 2",
+        ),
+        (
+            "--net",
+            "user,",
+            "--net \"user,\": the option after a comma is missing; remove the comma",
+        ),
     ] {
         let message = expect_error(&["run", "a", option, value], 2);
         assert!(message.starts_with(text), "{option} {value}: {message}");

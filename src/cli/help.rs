@@ -201,7 +201,8 @@ Attach devices; repeat these options for more, up to 18 devices:
                         Drops other protocols than IPv4 and ARP; pass: pass IPv6 (default: rewrite no address)
       --net user[,tcp=[ADDRESS/]PORT[:GUEST PORT]][,udp=...][,address=ADDRESS/PREFIX][,gateway=ADDRESS]
                         forward ports of this host, at all its addresses or one; repeat tcp and udp for more. address,
-                        gateway: those of the guest, which passt also assigns by DHCP (default: those of this host)
+                        gateway: those of the guest, which passt also assigns by DHCP, with a prefix from 1 to 30
+                        (default: those of this host)
 
   Limit the rate of a drive by bandwidth=BYTES/MILLISECONDS[/BURST] and ops=NUMBER/MILLISECONDS[/BURST], further
   options of --disk. Limit that of an interface by rx-bandwidth and rx-ops (to the guest), tx-bandwidth and tx-ops (from

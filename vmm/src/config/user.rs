@@ -38,14 +38,15 @@ impl UserNetwork {
                 Error::value(
                     "address",
                     &text,
-                    "an IPv4 address and a prefix, such as 10.0.0.2/24",
+                    "a unicast IPv4 address other than loopback, and a prefix from 1 to 30, such as 10.0.0.2/24",
                 )
             })?);
         }
         if let Some(text) = options.take_value("gateway") {
             let text = check("gateway", text)?;
-            let parsed = text.parse().ok();
-            network.gateway = Some(parsed.ok_or_else(|| Error::value("gateway", &text, "an IPv4 address"))?);
+            let expected = "a unicast IPv4 address other than loopback, such as 10.0.0.1";
+            let parsed = parse_host(&text);
+            network.gateway = Some(parsed.ok_or_else(|| Error::value("gateway", &text, expected))?);
         }
         for (name, transport) in [("tcp", Transport::Tcp), ("udp", Transport::Udp)] {
             while let Some(text) = options.take_value(name) {
@@ -107,7 +108,17 @@ impl UserNetwork {
 fn parse_address(text: &str) -> Option<(Ipv4Addr, u8)> {
     let (address, prefix) = text.split_once('/')?;
     let prefix = prefix.parse().ok().filter(|prefix| (1..=30).contains(prefix))?;
-    Some((address.parse().ok()?, prefix))
+    Some((parse_host(address)?, prefix))
+}
+
+/// Parses the address of a host on a network. passt would end with others, after the start of the guest.
+fn parse_host(text: &str) -> Option<Ipv4Addr> {
+    let address: Ipv4Addr = text.parse().ok()?;
+    let is_host = !address.is_unspecified()
+        && !address.is_loopback()
+        && !address.is_multicast()
+        && !address.is_broadcast();
+    is_host.then_some(address)
 }
 
 #[cfg(test)]
@@ -171,9 +182,25 @@ mod tests {
             );
             assert_eq!(arguments(&format!("user,tcp={text}")), Err(rejected));
         }
-        for text in ["10.0.0.2", "10.0.0.2/0", "10.0.0.2/31", "fd00::2/64"] {
-            let error = arguments(&format!("user,address={text}")).unwrap_err();
-            assert!(error.contains("such as 10.0.0.2/24"), "{error}");
+        for text in [
+            "10.0.0.2",
+            "10.0.0.2/0",
+            "10.0.0.2/31",
+            "10.0.0.2/32",
+            "fd00::2/64",
+        ] {
+            let rejected = format!(
+                "address={text:?} is invalid; use a unicast IPv4 address other than loopback, and a prefix from 1 to 30, such as 10.0.0.2/24"
+            );
+            assert_eq!(arguments(&format!("user,address={text}")), Err(rejected));
+        }
+        for address in ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255"] {
+            let error = arguments(&format!("user,address={address}/24")).unwrap_err();
+            assert!(error.contains("use a unicast IPv4 address"), "{error}");
+            let rejected = format!(
+                "gateway={address:?} is invalid; use a unicast IPv4 address other than loopback, such as 10.0.0.1"
+            );
+            assert_eq!(arguments(&format!("user,gateway={address}")), Err(rejected));
         }
         assert!(arguments("user,gateway=x").is_err());
         for option in ["tcp=80", "udp=80", "address=10.0.0.2/24", "gateway=10.0.0.1"] {
