@@ -123,6 +123,7 @@ impl Error {
             Self::Start(error) => error,
             Self::Suspend(error) => error.as_ref(),
             Self::CrashDirectory(error) => error,
+            Self::Listen(error) => error,
             Self::Measurement(error) => error.as_ref(),
             Self::Load(error) | Self::Shell(ShellError::Load(error)) => error,
             other => other,

@@ -375,6 +375,15 @@ fn snapshot_format_version_is_printed() {
     expect_error(&["--describe-snapshot"], 153);
 }
 
+#[test]
+fn public_address_of_debugger_is_rejected_with_its_option() {
+    let image = file("debugger.elf", &program());
+    let message = expect_error(&["run", &image, "--gdb", "0.0.0.0:0"], 1);
+    let expected = "cannot listen for gdb at 0.0.0.0:0: hosts that reach this address would control the VM; use 127.0.0.1 or a Unix \
+                    socket, or permit it (--gdb-public)";
+    assert_eq!(message, expected);
+}
+
 /// Returns the CRC-64/XZ of `bytes`.
 fn checksum<'a>(bytes: impl Iterator<Item = &'a u8>) -> u64 {
     !bytes.fold(!0, |crc, byte| {

@@ -15,11 +15,12 @@ use vmm::control::{
     CrashDirectoryError, FirstFramesError, GenerationError, LoadSnapshotError, NameError, ScaleToZeroError,
     UnnamedDevice,
 };
+use vmm::debugger::ListenError;
 use vmm::machine::{self, state::StateError};
 use vmm::vcpu::VcpuError;
 use vmm::{config, control, kvm, memory};
 
-use crate::cli::args::CORE_ON_CRASH;
+use crate::cli::args::{CORE_ON_CRASH, GDB_PUBLIC};
 use crate::printable::printable;
 
 /// The options that a user can change.
@@ -45,8 +46,8 @@ pub fn describe(error: &(dyn Error + 'static), options: OptionSet) -> String {
         let _ = write!(text, "{error}");
         let cause = skip_transparent(error);
         let hint = match options {
-            OptionSet::Run => run_option(cause).or_else(|| snapshot_option(cause)),
-            OptionSet::Restore => restore_option(cause).or_else(|| snapshot_option(cause)),
+            OptionSet::Run => run_option(cause).or_else(|| session_option(cause)),
+            OptionSet::Restore => restore_option(cause).or_else(|| session_option(cause)),
             OptionSet::None => None,
         };
         if let Some(hint) = hint {
@@ -189,10 +190,13 @@ fn restore_option(error: &(dyn Error + 'static)) -> Option<String> {
     Some(option.to_owned())
 }
 
-/// Returns the option of the snapshots at a suspend or a crash that governs `error`.
-fn snapshot_option(error: &(dyn Error + 'static)) -> Option<String> {
+/// Returns the option of `mayfly run` and `mayfly restore` alike that governs `error`.
+fn session_option(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(CrashDirectoryError { .. }) = error.downcast_ref() {
         return Some(format!("{CORE_ON_CRASH} DIR"));
+    }
+    if let Some(ListenError::Public(_)) = error.downcast_ref() {
+        return Some(GDB_PUBLIC.to_owned());
     }
     match error.downcast_ref()? {
         GenerationError::Directory { .. } | GenerationError::InUse(_) => Some("--suspend-to DIR".to_owned()),

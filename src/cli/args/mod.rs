@@ -30,7 +30,7 @@ use crate::sibling;
 pub use error::Error;
 pub use firecracker::CORE_ON_CRASH;
 pub use run::RunArgs;
-pub use session::{DebugArgs, SessionArgs, SuspendArgs};
+pub use session::{DebugArgs, GDB_PUBLIC, SessionArgs, SuspendArgs};
 pub use shell::{ShellArgs, ShellSocket};
 pub use snapshot::{RestoreArgs, SnapshotArgs};
 
