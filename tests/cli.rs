@@ -466,6 +466,22 @@ fn doctor_names_each_check_and_its_status() {
 }
 
 #[test]
+fn usage_error_of_standby_is_printed_once() {
+    for (arguments, text) in [
+        (
+            &["standby", "--fast"][..],
+            "invalid option '--fast'; run mayfly standby --help",
+        ),
+        (
+            &["standby", "--api-sock"],
+            "missing argument for option '--api-sock'; run mayfly standby --help",
+        ),
+    ] {
+        assert_eq!(expect_error(arguments, 2), text);
+    }
+}
+
+#[test]
 fn missing_program_of_a_command_is_named() {
     let directory = scratch::Directory::new();
     let alone = directory.path("mayfly");

@@ -74,7 +74,7 @@ pub enum Error {
     },
     /// An option is unknown, or has no value.
     #[error("{0}; run mayfly standby --help")]
-    Syntax(#[source] lexopt::Error),
+    Syntax(lexopt::Error),
 }
 
 /// Options with a value.
