@@ -12,10 +12,10 @@ pub fn completion(program: &Program) -> String {
         program.name
     );
     script.push_str(
-        "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command= index\n    \
+        "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command= sign= index\n    \
          COMPREPLY=()\n    \
          # --option=VALUE is three words: bash splits at the sign.\n    \
-         if [[ $word == = ]]; then word=; elif [[ $before == = ]]; then before=${COMP_WORDS[COMP_CWORD - 2]}; fi\n    \
+         if [[ $word == = ]]; then sign== word=; elif [[ $before == = ]]; then sign== before=${COMP_WORDS[COMP_CWORD - 2]}; fi\n    \
          for ((index = 1; index < COMP_CWORD; index++)); do\n        \
          case \"$command ${COMP_WORDS[index]}\" in\n",
     );
@@ -30,6 +30,10 @@ pub fn completion(program: &Program) -> String {
         }
     }
     script.push_str("            *' --') return ;;\n        esac\n    done\n    case $command in\n");
+    if !program.commands.is_empty() {
+        // The options before the commands are Firecracker's.
+        script.push_str("        '')\n            # They take no value after the sign.\n            [[ -z $sign ]] || return 0\n            ;;&\n");
+    }
     add_case(
         &mut script,
         "''",

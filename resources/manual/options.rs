@@ -110,10 +110,12 @@ pub fn programs(topics: &[Topic]) -> Vec<Program> {
             continue;
         }
         for name in topic.commands {
+            let mut options = described(topic);
+            options.retain(|option| has_option(topic, name, option));
             commands.push(Command {
                 name: (*name).to_owned(),
                 summary: summary_of(topics, name).unwrap_or_else(|| topic.help.summary.clone()),
-                options: described(topic),
+                options,
                 argument: argument(topic, name),
                 commands: subcommands(topic),
             });
@@ -253,10 +255,26 @@ fn subcommands(topic: &Topic) -> Vec<Command> {
     commands
 }
 
+/// Returns the arguments of the command `name` in its usage.
+fn usage<'a>(topic: &'a Topic, name: &str) -> Option<&'a str> {
+    let start = format!("mayfly {name} ");
+    topic.help.usage.iter().find_map(|line| line.strip_prefix(&start))
+}
+
+/// Returns true if the command `name` has `option` of its help text. If the text describes several commands, their usage lists the options.
+fn has_option(topic: &Topic, name: &str, option: &Opt) -> bool {
+    let is_listed =
+        |known: &String| usage(topic, name).is_some_and(|usage| usage.contains(&format!("[{known}")));
+    topic.commands.len() == 1
+        || option
+            .names
+            .iter()
+            .any(|known| known == "--help" || is_listed(known))
+}
+
 /// Returns the kind of the arguments of the command `name`, from its usage.
 fn argument(topic: &Topic, name: &str) -> Kind {
-    let start = format!("mayfly {name} ");
-    let usage = topic.help.usage.iter().find_map(|line| line.strip_prefix(&start));
+    let usage = usage(topic, name);
     let word = usage.and_then(|line| line.split(' ').next()).unwrap_or_default();
     if word.starts_with(['[', '-']) {
         return Kind::Other;
@@ -335,6 +353,13 @@ mod tests {
             ("ctl", "--timeout"),
         ] {
             assert!(has(&command(name).options, option), "{name} {option}");
+        }
+        for name in ["snapshot-info", "snapshot-merge"] {
+            let options = &command(name).options;
+            assert!(
+                options.len() == 1 && has(options, "--help"),
+                "{name}: {options:?}"
+            );
         }
         assert_eq!(command("restore").argument, Kind::Directory);
         assert_eq!(command("run").argument, Kind::File);

@@ -15,18 +15,20 @@ pub fn completion(program: &Program) -> String {
     if program.commands.is_empty() {
         add_arguments(&mut script, &program.options, &Kind::Other, 1);
     } else {
-        add_dispatch(&mut script, &program.options, &program.commands, 1);
+        // The options before the commands are Firecracker's, which take no value after the sign =.
+        add_dispatch(&mut script, &program.options, "", &program.commands, 1);
     }
     let _ = write!(script, "  return ret\n}}\n\n_{name} \"$@\"\n");
     script
 }
 
-/// Adds options, and commands with their own arguments, at the indentation `depth`.
-fn add_dispatch(script: &mut String, options: &[Opt], commands: &[Command], depth: usize) {
+/// Adds options, and commands with their own arguments, at the indentation `depth`. `sign` is that between an option and its value, or empty
+/// for a value in the next word.
+fn add_dispatch(script: &mut String, options: &[Opt], sign: &str, commands: &[Command], depth: usize) {
     let space = "  ".repeat(depth);
     let _ = writeln!(script, "{space}_arguments -S -C \\");
     for option in options {
-        let _ = writeln!(script, "{space}  {} \\", specification(option));
+        let _ = writeln!(script, "{space}  {} \\", specification(option, sign));
     }
     let _ = writeln!(script, "{space}  '1: :->command' '*:: :->arguments' && ret=0");
     let _ = writeln!(
@@ -47,7 +49,7 @@ fn add_dispatch(script: &mut String, options: &[Opt], commands: &[Command], dept
         if command.commands.is_empty() {
             add_arguments(script, &command.options, &command.argument, depth + 2);
         } else {
-            add_dispatch(script, &command.options, &command.commands, depth + 2);
+            add_dispatch(script, &command.options, "=", &command.commands, depth + 2);
         }
         let _ = writeln!(script, "{space}    ;;");
     }
@@ -59,7 +61,7 @@ fn add_arguments(script: &mut String, options: &[Opt], argument: &Kind, depth: u
     let space = "  ".repeat(depth);
     let _ = writeln!(script, "{space}_arguments -S \\");
     for option in options {
-        let _ = writeln!(script, "{space}  {} \\", specification(option));
+        let _ = writeln!(script, "{space}  {} \\", specification(option, "="));
     }
     let rest = match argument {
         Kind::Other => String::new(),
@@ -69,7 +71,7 @@ fn add_arguments(script: &mut String, options: &[Opt], argument: &Kind, depth: u
 }
 
 /// Returns the specification of an option, such as `'(-m --memory)'{-m,--memory=}'[set it]:SIZE:'`.
-fn specification(option: &Opt) -> String {
+fn specification(option: &Opt, sign: &str) -> String {
     let summary = option.summary.replace(['[', ']'], "").replace(':', "\\:");
     let rest = match &option.value {
         Some(value) => {
@@ -79,7 +81,7 @@ fn specification(option: &Opt) -> String {
         None => format!("[{summary}]"),
     };
     let mark = |name: &str| match &option.value {
-        Some(_) if name.starts_with("--") => format!("{name}="),
+        Some(_) if name.starts_with("--") => format!("{name}{sign}"),
         _ => name.to_owned(),
     };
     match option.names.as_slice() {

@@ -48,6 +48,11 @@ fn bash_completes() {
     assert_eq!(complete("mayfly-jailer --cgroup-version "), "1\n2\n");
     assert_eq!(complete("mayfly run --initrd mayfly-"), "mayfly-jailer\n");
     assert_eq!(complete("mayfly run --initrd = mayfly-"), "mayfly-jailer\n");
+    // Firecracker's flags take no value after a sign.
+    assert_eq!(complete("mayfly --config-file mayfly-"), "mayfly-jailer\n");
+    assert_eq!(complete("mayfly --config-file = mayfly-"), "\n");
+    assert_eq!(complete("mayfly snapshot-info --"), "--help\n");
+    assert_eq!(complete("mayfly snapshot --d"), "--diff\n");
     // Guest arguments follow.
     assert_eq!(complete("mayfly run k -- --c"), "\n");
 }
@@ -121,4 +126,6 @@ fn zsh_completes() {
         complete(line, &format!("{typed}{word}"));
     }
     complete("mayfly-jailer --chr", "mayfly-jailer --chroot-base-dir=");
+    // Firecracker's flags take no value after a sign: a blank follows.
+    complete("mayfly --config", "mayfly --config-file ");
 }
