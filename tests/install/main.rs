@@ -226,4 +226,10 @@ fn units_are_accepted_by_systemd() {
     }
     let printed = expect_success(&mut verify);
     assert!(!printed.contains("mayfly"), "{printed}");
+    // A unit whose condition fails counts as started.
+    let unit = fs::read_to_string(units.join("mayfly@.service")).unwrap();
+    assert!(
+        unit.contains("\nAssertPathExists=/etc/mayfly/%i.json\n"),
+        "{unit}"
+    );
 }
