@@ -132,22 +132,53 @@ fn uninstall_removes_all_that_install_places() {
     assert!(expect_success(&mut doctor).starts_with("mayfly doctor - "));
 
     fs::write(prefix.join("share/doc/mayfly/docs/own"), "").unwrap();
+    // An architecture without a build.
+    let mut uninstall = script("uninstall", "none", "/opt/mayfly");
+    expect_success(uninstall.env("DESTDIR", stage.root()));
     expect_success(&mut make(&["uninstall", "PREFIX=/opt/mayfly", &destination]));
     assert_eq!(files(&prefix), ["share/doc/mayfly/docs/own"]);
 }
 
+/// Returns the script of the goals, which runs without the rest of make.
+fn script(action: &str, arch: &str, prefix: &str) -> Command {
+    let mut command = Command::new(root().join("resources/install.sh"));
+    command
+        .args([action, arch])
+        .env("PREFIX", prefix)
+        .env_remove("ZSHDIR");
+    command
+}
+
+#[test]
+fn installed_directories_are_open_to_all_users() {
+    let Some(_) = pages() else { return };
+    let stage = Directory::new();
+    // The mask of some roots.
+    let mut command = Command::new("bash");
+    command.args(["-c", "umask 077 && exec \"$0\" install \"$1\""]);
+    command
+        .arg(root().join("resources/install.sh"))
+        .arg(env::consts::ARCH)
+        .envs([("PREFIX", "/usr")])
+        .env("DESTDIR", stage.root())
+        .env_remove("ZSHDIR");
+    expect_success(&mut command);
+    for directory in [
+        "usr",
+        "usr/bin",
+        "usr/share/man/man1",
+        "usr/share/doc/mayfly/docs",
+    ] {
+        let mode = fs::metadata(stage.path(directory)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o755, "{directory}");
+    }
+}
+
 #[test]
 fn install_without_build_names_the_goal() {
-    let script = root().join("resources/install.sh");
     let run = |arch: &str, prefix: &str| {
         let stage = Directory::new();
-        let mut command = Command::new(&script);
-        command
-            .args(["install", arch])
-            .env("PREFIX", prefix)
-            .env("DESTDIR", stage.root())
-            .env_remove("ZSHDIR");
-        let output = scratch::run(&mut command);
+        let output = scratch::run(script("install", arch, prefix).env("DESTDIR", stage.root()));
         assert!(!output.status.success() && files(stage.root()).is_empty());
         String::from_utf8(output.stderr).unwrap()
     };
@@ -159,6 +190,21 @@ fn install_without_build_names_the_goal() {
         run("none", "usr"),
         "install: PREFIX is \"usr\"; name an absolute path\n"
     );
+    for prefix in [
+        "/opt/a&b",
+        "/opt/a b",
+        "/opt/50%",
+        "/opt/a|b",
+        "/opt/$a",
+        "/opt/a\\b",
+    ] {
+        assert_eq!(
+            run("none", prefix),
+            format!(
+                "install: PREFIX is \"{prefix}\", which units of systemd cannot name; use a path without spaces, quotes and \\ $ % & |\n"
+            )
+        );
+    }
 }
 
 #[test]
