@@ -1,9 +1,11 @@
 //! System calls without a safe interface in the standard library: queries of the host, and files in memory.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr;
 
 /// `LANDLOCK_CREATE_RULESET_VERSION` of linux/landlock.h.
@@ -17,6 +19,15 @@ const UFFD_USER_MODE_ONLY: libc::c_long = 1;
 pub fn user() -> u32 {
     // SAFETY: the call has no arguments and cannot fail.
     unsafe { libc::geteuid() }
+}
+
+/// Returns true if this process may execute the file at `path`.
+pub fn is_executable(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
+    // SAFETY: `path` is a C string for the length of the call.
+    unsafe { libc::access(path.as_ptr(), libc::X_OK) == 0 }
 }
 
 /// Returns the maximum size of the address space of a process in bytes, if it is limited.

@@ -1,8 +1,10 @@
 //! The checks of a host.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +24,10 @@ pub const NECESSARY: [&str; 2] = ["kvm", "vm"];
 
 /// Bit of `CAP_NET_ADMIN` in a set of capabilities (capabilities(7)).
 const NET_ADMIN: u32 = 12;
+/// Access of the group to read and write, in the mode of a file.
+const GROUP_ACCESS: u32 = 0o060;
+/// Search path of execvp(3) without PATH.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// Root of the cgroup file system.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Available memory below which a guest of the default size may find none, in bytes.
@@ -55,6 +61,7 @@ pub fn checks() -> Vec<Check> {
         check_rights(
             sys::user(),
             &fs::read_to_string("/proc/self/status").unwrap_or_default(),
+            &fs::read_to_string("/proc/self/uid_map").unwrap_or_default(),
         ),
         check_tun(&File::options().read(true).write(true).open("/dev/net/tun")),
         check_io_uring(&sys::probe_uring()),
@@ -63,7 +70,13 @@ pub fn checks() -> Vec<Check> {
         check_seccomp(&sys::probe_seccomp()),
         check_cgroups(&fs::read_to_string(Path::new(CGROUPS).join("cgroup.controllers"))),
         check_huge_pages(&fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")),
-        check_passt(find_program("passt")),
+        check_passt(
+            find_program("passt", env::var_os("PATH")),
+            has_default_route(
+                fs::read_to_string("/proc/net/route").ok().as_deref(),
+                fs::read_to_string("/proc/net/ipv6_route").ok().as_deref(),
+            ),
+        ),
     ]
 }
 
@@ -87,9 +100,22 @@ fn check_kvm() -> Check {
         ),
         Err(error) => {
             let (detail, remedy) = split_message(&ErrorChain(&error).to_string());
+            let mode = fs::metadata("/dev/kvm").map(|metadata| metadata.mode());
+            let remedy = match (&error, mode) {
+                (kvm::Error::Permission, Ok(mode)) => permission_remedy(mode).map_or(remedy, str::to_owned),
+                _ => remedy,
+            };
             Check::missing("kvm", detail, remedy)
         }
     }
+}
+
+/// Returns the remedy for a `/dev/kvm` of `mode` that its group cannot open either.
+fn permission_remedy(mode: u32) -> Option<&'static str> {
+    let has_group = mode & GROUP_ACCESS == GROUP_ACCESS;
+    (!has_group).then_some(
+        "its group has no access: run chgrp kvm /dev/kvm and chmod 660 /dev/kvm as root, then join the group; or run as root",
+    )
 }
 
 /// Creates a VM as a start does, with memory, interrupt controllers and a vCPU.
@@ -190,8 +216,20 @@ fn has_capability(status: &str, bit: u32) -> bool {
     set.is_some_and(|set| set >> bit & 1 == 1)
 }
 
-fn check_rights(user: u32, status: &str) -> Check {
+/// Returns true if `uid_map`, the text of `/proc/self/uid_map`, is that of a user namespace below the first one.
+fn is_user_namespace(uid_map: &str) -> bool {
+    let fields: Vec<&str> = uid_map.split_whitespace().collect();
+    !fields.is_empty() && fields != ["0", "0", "4294967295"]
+}
+
+fn check_rights(user: u32, status: &str, uid_map: &str) -> Check {
     match (user, has_capability(status, NET_ADMIN)) {
+        (0, _) if is_user_namespace(uid_map) => Check::limited(
+            "rights",
+            "root of a user namespace",
+            "mayfly-jailer, limits of mayfly standby and taps outside of the namespace require root of the host: run as that user, or create \
+             taps in advance",
+        ),
         (0, true) => Check::ok("rights", "root"),
         (0, false) => Check::limited(
             "rights",
@@ -319,9 +357,14 @@ fn check_huge_pages(enabled: &io::Result<String>) -> Check {
     }
 }
 
-fn check_passt(program: Option<PathBuf>) -> Check {
+fn check_passt(program: Option<PathBuf>, has_route: bool) -> Check {
     match program {
-        Some(path) => Check::ok("passt", path.display().to_string()),
+        Some(path) if has_route => Check::ok("passt", path.display().to_string()),
+        Some(path) => Check::limited(
+            "passt",
+            format!("{}, without a default route", path.display()),
+            "--net user fails: connect this host with a network by a default route, or use --net tap:NAME",
+        ),
         None => Check::missing(
             "passt",
             "not found in PATH",
@@ -330,20 +373,42 @@ fn check_passt(program: Option<PathBuf>) -> Check {
     }
 }
 
-/// Returns the path of the program `name` in PATH.
-fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
+/// Returns true if a default route is in `ipv4` or `ipv6`, the texts of `/proc/net/route` and `/proc/net/ipv6_route`, or if both are unknown.
+fn has_default_route(ipv4: Option<&str>, ipv6: Option<&str>) -> bool {
+    // Interface, destination, gateway, flags, counters, metric and mask.
+    let is_ipv4 = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000")
+    };
+    // The interface is the last of ten fields. The kernel has a route for unreachable addresses on the loopback interface.
+    let is_ipv6 = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_default = |destination: &&str| destination.bytes().all(|byte| byte == b'0');
+        fields.first().is_some_and(is_default) && fields.get(1) == Some(&"00") && fields.last() != Some(&"lo")
+    };
+    let is_unknown = ipv4.is_none() && ipv6.is_none();
+    is_unknown
+        || ipv4.unwrap_or_default().lines().any(is_ipv4)
+        || ipv6.unwrap_or_default().lines().any(is_ipv6)
+}
+
+/// Returns the path of the program `name` in `path`, as execvp(3) finds it.
+fn find_program(name: &str, path: Option<OsString>) -> Option<PathBuf> {
+    let path = path.unwrap_or_else(|| DEFAULT_PATH.into());
     let mut candidates = env::split_paths(&path).map(|directory| directory.join(name));
-    candidates.find(|candidate| candidate.is_file())
+    candidates.find(|candidate| candidate.is_file() && sys::is_executable(candidate))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::{
         Check, State, check_cgroups, check_huge_pages, check_io_uring, check_landlock, check_memory,
-        check_passt, check_rights, check_seccomp, check_tun, split_message,
+        check_passt, check_rights, check_seccomp, check_tun, find_program, has_default_route,
+        permission_remedy, split_message,
     };
 
     fn denied<T>() -> io::Result<T> {
@@ -396,13 +461,24 @@ mod tests {
     #[test]
     fn rights_depend_on_user_and_capability() {
         let all = "CapInh:\t0\nCapEff:\t000001ffffffffff\n";
-        expect(&check_rights(0, all), State::Ok, "root");
+        let host = "         0          0 4294967295\n";
+        expect(&check_rights(0, all, host), State::Ok, "root");
+        expect(&check_rights(0, all, ""), State::Ok, "root");
         expect(
-            &check_rights(0, "CapEff:\t0000000000000001\n"),
+            &check_rights(0, all, "         0       1000          1\n"),
+            State::Limited,
+            "root of a user namespace",
+        );
+        expect(
+            &check_rights(0, "CapEff:\t0000000000000001\n", host),
             State::Limited,
             "CAP_NET_ADMIN",
         );
-        expect(&check_rights(1000, "CapEff:\t0\n"), State::Limited, "user 1000");
+        expect(
+            &check_rights(1000, "CapEff:\t0\n", host),
+            State::Limited,
+            "user 1000",
+        );
     }
 
     #[test]
@@ -420,8 +496,64 @@ mod tests {
         expect(&check_landlock(&Ok(7)), State::Ok, "version 7");
         expect(&check_seccomp(&denied()), State::Missing, "CONFIG_SECCOMP_FILTER");
         expect(&check_seccomp(&Ok(())), State::Ok, "filters");
-        expect(&check_passt(None), State::Missing, "install the package passt");
-        expect(&check_passt(Some("/bin/passt".into())), State::Ok, "/bin/passt");
+        expect(
+            &check_passt(None, true),
+            State::Missing,
+            "install the package passt",
+        );
+        expect(
+            &check_passt(Some("/bin/passt".into()), true),
+            State::Ok,
+            "/bin/passt",
+        );
+        expect(
+            &check_passt(Some("/bin/passt".into()), false),
+            State::Limited,
+            "default route",
+        );
+    }
+
+    #[test]
+    fn group_without_access_is_no_remedy() {
+        assert_eq!(permission_remedy(0o020_660), None);
+        for mode in [0o020_600, 0o020_640, 0o020_620] {
+            assert!(permission_remedy(mode).unwrap().contains("chmod 660"), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn program_is_executable_file_in_search_path() {
+        let directory = scratch::Directory::new();
+        let path = directory.write("passt", "");
+        let found = || find_program("passt", Some(directory.root().into()));
+        assert_eq!(found(), None);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(found(), Some(directory.path("passt")));
+        assert_eq!(find_program("passt", Some("/nonexistent".into())), None);
+        let shell = find_program("sh", None).unwrap();
+        assert!(
+            shell.starts_with("/bin") || shell.starts_with("/usr/bin"),
+            "{}",
+            shell.display()
+        );
+    }
+
+    #[test]
+    fn default_route_has_no_destination() {
+        let head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let own = format!("{head}eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n");
+        let default = format!("{own}eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n");
+        let zero = "0".repeat(32);
+        let ipv6 = |interface: &str| {
+            format!(
+                "{zero} 00 {zero} 00 fd000000000000000000000000000001 00000400 00000003 00000000 00000003     {interface}\n"
+            )
+        };
+        assert!(has_default_route(Some(&default), Some("")));
+        assert!(has_default_route(Some(&own), Some(&ipv6("eth0"))));
+        assert!(!has_default_route(Some(&own), Some(&ipv6("lo"))));
+        assert!(!has_default_route(Some(head), None));
+        assert!(has_default_route(None, None));
     }
 
     #[test]
