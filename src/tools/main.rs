@@ -178,6 +178,10 @@ mod tests {
                 "core --api-sock /s x y",
                 "both DIR and --api-sock are given: usage: mayfly core DIR|--api-sock SOCKET FILE; run mayfly core --help",
             ),
+            (
+                "core --api-sock /s --api-sock /t x",
+                "--api-sock is given twice: usage: mayfly core DIR|--api-sock SOCKET FILE; run mayfly core --help",
+            ),
             ("--fast", "invalid option '--fast'; run mayfly --help"),
             (
                 "doctor --fast",

@@ -106,6 +106,7 @@ pub fn parse(parser: &mut lexopt::Parser) -> Result<Option<CoreArgs>, ArgsError>
             lexopt::Arg::Long("api-sock") if socket.is_none() => {
                 socket = Some(PathBuf::from(parser.value().map_err(ArgsError::Syntax)?));
             }
+            lexopt::Arg::Long("api-sock") => return Err(ArgsError::Count("--api-sock is given twice")),
             lexopt::Arg::Value(path) => paths.push(PathBuf::from(path)),
             other => return Err(ArgsError::Syntax(other.unexpected())),
         }

@@ -251,6 +251,12 @@ fn command(
         "flush-metrics" => CtlCommand::FlushMetrics,
         "suspend" => match arguments.next() {
             None => CtlCommand::Suspend,
+            Some(id) if id.is_empty() => {
+                return Err(Error::Missing {
+                    command: name.to_owned(),
+                    argument: INSTANCE,
+                });
+            }
             Some(id) => CtlCommand::SetInstance {
                 id,
                 change: "suspend",

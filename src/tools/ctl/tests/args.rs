@@ -130,6 +130,17 @@ fn usage_errors_name_the_argument() {
 }
 
 #[test]
+fn empty_instance_is_missing() {
+    for command in ["suspend", "wake", "instance", "delete"] {
+        let parsed = args::parse(&mut lexopt::Parser::from_args([command, ""]));
+        assert_eq!(
+            parsed.unwrap_err().to_string(),
+            format!("missing the identifier of an instance for mayfly ctl {command}; run mayfly ctl --help")
+        );
+    }
+}
+
+#[test]
 fn argument_that_is_not_utf8_is_rejected() {
     use std::os::unix::ffi::OsStringExt;
 
