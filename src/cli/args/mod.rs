@@ -197,8 +197,9 @@ fn version(parser: &mut lexopt::Parser) -> Result<Command, Error> {
 
 fn help(parser: &mut lexopt::Parser) -> Result<Command, Error> {
     let topic = match parser.next().map_err(Error::TopLevel)? {
-        None => Topic::Mayfly,
+        None | Some(Arg::Short('h') | Arg::Long("help")) => Topic::Mayfly,
         Some(Arg::Value(command)) => match command.to_str() {
+            Some("help") => Topic::Mayfly,
             Some("run") => Topic::Run,
             Some("inspect") => Topic::Inspect,
             Some("demo") => Topic::Demo,
@@ -335,7 +336,11 @@ mod tests {
                 "run k --log-level loud",
                 "--log-level \"loud\": expected Off, Error, Warning, Info, Debug or Trace",
             ),
-            ("run k --cpus x", "--cpus \"x\": expected a number"),
+            ("run k --cpus x", "--cpus \"x\": expected a number from 1 to 32"),
+            (
+                "run k --cpus 4294967296",
+                "--cpus \"4294967296\": expected a number from 1 to 32",
+            ),
             ("run k --cpus 1 --cpus 2", "--cpus is given twice; remove one"),
             (
                 "run k --irqchip none",
@@ -402,6 +407,9 @@ mod tests {
         for (line, topic) in [
             ("--help", Topic::Mayfly),
             ("help", Topic::Mayfly),
+            ("help help", Topic::Mayfly),
+            ("help --help", Topic::Mayfly),
+            ("help -h", Topic::Mayfly),
             ("run --help", Topic::Run),
             ("run k -h", Topic::Run),
             ("help run", Topic::Run),

@@ -141,7 +141,9 @@ impl FromStr for Count {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
-        text.parse().map(Self).map_err(|_| "expected a number")
+        text.parse()
+            .map(Self)
+            .map_err(|_| "expected a number from 1 to 32")
     }
 }
 
@@ -154,8 +156,15 @@ fn join_guest_arguments(arguments: Vec<OsString>) -> Result<String, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::check_architecture;
+    use super::{Count, check_architecture};
     use vmm::arch::Architecture::{Aarch64, X86_64};
+    use vmm::config::MAX_VCPUS;
+
+    #[test]
+    fn invalid_count_names_the_limit() {
+        let error = "x".parse::<Count>().err().unwrap();
+        assert!(error.ends_with(&format!(" to {MAX_VCPUS}")), "{error}");
+    }
 
     #[test]
     fn options_of_other_architecture_are_rejected() {

@@ -131,7 +131,7 @@ mod tests {
             ("shell fd:2", "descriptor above 2"),
             ("shell fd:x", "descriptor above 2"),
             ("shell a b", "unexpected argument"),
-            ("shell a --cpus x", "--cpus \"x\": expected a number"),
+            ("shell a --cpus x", "--cpus \"x\": expected a number from 1 to 32"),
             ("shell a --memory 1 --memory 2", "--memory is given twice"),
             ("shell a --disk x", "invalid option"),
         ] {

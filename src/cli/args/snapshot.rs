@@ -226,19 +226,23 @@ fn parse_override(parser: &mut lexopt::Parser, option: &'static str) -> Result<(
 /// Parses the arguments after `snapshot`. Returns nothing if they request help.
 pub(super) fn parse_snapshot(parser: &mut lexopt::Parser) -> Result<Option<SnapshotArgs>, Error> {
     let mut directory = None;
-    let mut socket = PathBuf::from(SOCKET);
+    let mut socket = None;
     let mut diff = false;
     while let Some(argument) = parser.next().map_err(syntax("snapshot"))? {
         match argument {
             Arg::Short('h') | Arg::Long("help") => return Ok(None),
             Arg::Value(path) if directory.is_none() => directory = Some(PathBuf::from(path)),
-            Arg::Long("api-sock") => socket = path(parser, "snapshot")?,
+            Arg::Long("api-sock") => {
+                if socket.replace(path(parser, "snapshot")?).is_some() {
+                    return Err(Error::Twice("--api-sock"));
+                }
+            }
             Arg::Long("diff") => diff = true,
             other => return Err(syntax("snapshot")(other.unexpected())),
         }
     }
     Ok(Some(SnapshotArgs {
-        socket,
+        socket: socket.unwrap_or_else(|| SOCKET.into()),
         directory: directory.ok_or(Error::NoDirectory("snapshot"))?,
         diff,
     }))
@@ -387,6 +391,10 @@ mod tests {
             ("restore a --record-ms x", "from 1 to 600000"),
             ("snapshot", "missing the directory of a snapshot"),
             ("snapshot a --full", "invalid option"),
+            (
+                "snapshot a --api-sock b --api-sock c",
+                "--api-sock is given twice; remove one",
+            ),
             ("snapshot-info", "missing the directory of a snapshot"),
             ("snapshot-merge a", "missing the directory of a snapshot"),
         ] {
