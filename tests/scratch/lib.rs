@@ -22,9 +22,9 @@ pub use permissions::bound_by_permissions;
 pub use requirement::{Requirement, require, skip};
 pub use signals::ignore_file_size_signal;
 pub use wait::{
-    AbortTimer, KillDaemon, KillOnDrop, Limited, Listener, TIMEOUT, Thread, accept, await_readable, finish,
-    join, kill, limited, read_in_background, receive, run, run_with_input, run_within, wait_exit, wait_for,
-    wait_until,
+    AbortTimer, KillDaemon, KillOnDrop, Limited, Listener, TIMEOUT, Thread, accept, await_hangup,
+    await_readable, finish, join, kill, limited, read_in_background, receive, run, run_with_input,
+    run_within, wait_exit, wait_for, wait_until,
 };
 
 /// Returns an unused path in `parent`, short enough for socket addresses below it. Another container may use the same directory and

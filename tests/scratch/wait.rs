@@ -357,10 +357,35 @@ impl<T: AsRawFd> AsRawFd for Limited<T> {
 /// # Panics
 /// Panics if `poll` fails.
 pub fn await_readable(file: BorrowedFd) -> io::Result<()> {
+    match await_events(file, libc::POLLIN) {
+        true => Ok(()),
+        false => {
+            let text = format!("nothing to read within {TIMEOUT:?}");
+            Err(io::Error::new(ErrorKind::TimedOut, text))
+        }
+    }
+}
+
+/// Waits until the other end of `file`, a pipe, socket or terminal, is closed. A child that another test starts keeps it open until its
+/// `execve`.
+///
+/// # Panics
+/// Panics if `poll` fails, and after [`TIMEOUT`].
+#[track_caller]
+pub fn await_hangup(file: BorrowedFd) {
+    // The kernel reports errors and hang-ups without a request.
+    assert!(
+        await_events(file, 0),
+        "the other end: not closed within {TIMEOUT:?}"
+    );
+}
+
+/// Waits up to [`TIMEOUT`] for one of `events`, an error or a hang-up of `file`. Returns false if there is none.
+fn await_events(file: BorrowedFd, events: libc::c_short) -> bool {
     let deadline = Instant::now() + TIMEOUT;
     let mut poll = libc::pollfd {
         fd: file.as_raw_fd(),
-        events: libc::POLLIN,
+        events,
         revents: 0,
     };
     loop {
@@ -368,11 +393,8 @@ pub fn await_readable(file: BorrowedFd) -> io::Result<()> {
         let milliseconds = libc::c_int::try_from(left.as_millis()).unwrap();
         // SAFETY: `poll` is one structure, valid for reads and writes.
         match unsafe { libc::poll(&raw mut poll, 1, milliseconds) } {
-            1 => return Ok(()),
-            0 => {
-                let text = format!("nothing to read within {TIMEOUT:?}");
-                return Err(io::Error::new(ErrorKind::TimedOut, text));
-            }
+            1 => return true,
+            0 => return false,
             _ => {
                 let error = io::Error::last_os_error();
                 assert_eq!(error.kind(), ErrorKind::Interrupted, "poll: {error}");
@@ -384,11 +406,12 @@ pub fn await_readable(file: BorrowedFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::os::fd::AsFd;
     use std::process::{Command, Stdio};
     use std::time::Duration;
     use std::{io, thread};
 
-    use super::{Limited, exit_within, finish, is_true_within, join, run, wait_for};
+    use super::{Limited, await_hangup, exit_within, finish, is_true_within, join, run, wait_for};
 
     #[test]
     fn wait_ends_at_its_limit() {
@@ -419,6 +442,7 @@ mod tests {
         assert_eq!(found, 3);
         let (reader, writer) = io::pipe().unwrap();
         drop(writer);
+        await_hangup(reader.as_fd());
         let mut end = Vec::new();
         assert_eq!(Limited(reader).read_to_end(&mut end).unwrap(), 0);
     }

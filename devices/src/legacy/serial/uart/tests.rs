@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use snapshot::persist::{Error as PersistError, Persist};
@@ -314,6 +315,7 @@ fn flushes_and_lost_bytes_are_counted() {
     serial.output_mut().flush();
     assert_eq!(recorder.metrics().flushes, 1);
     drop(reader);
+    scratch::await_hangup(serial.output_mut().as_fd());
     outb(&mut serial, DATA, b'y');
     outb(&mut serial, DATA, b'z');
     let metrics = recorder.metrics();

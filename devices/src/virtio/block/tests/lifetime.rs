@@ -101,7 +101,7 @@ fn drop_waits_for_requests_in_flight() {
     let length = usize::try_from(next - driver.buffers).unwrap();
     driver.write(driver.buffers, &vec![0x55; length]);
     // The disk is unlocked, and guest memory does not change any more.
-    assert!(super::Disk::open(scratch.path(), options(false)).is_ok());
+    super::await_unlocked(|| super::Disk::open(scratch.path(), options(false)));
     assert!(
         driver
             .read(driver.buffers, length)

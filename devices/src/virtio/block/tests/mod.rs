@@ -26,9 +26,9 @@ use scratch::{Requirement, Temporary, require};
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 
-use super::disk::DiskFile;
+use super::disk::{DiskFile, Error as DiskError};
 use super::extent::Pieces;
-use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, IoEngine};
+use super::{Block, CacheType, Disk, DiskConfig, DiskOptions, Error, IoEngine};
 use crate::limiter::Bucket;
 use crate::medium::Medium;
 use crate::testing::ManualClock;
@@ -112,6 +112,21 @@ fn config(path: &Path, engine: IoEngine) -> DiskConfig {
     }
 }
 
+/// Repeats `open` while the disk is locked: a child that another test starts keeps the lock of a closed disk until its `execve`.
+fn await_unlocked<T>(mut open: impl FnMut() -> Result<T, DiskError>) -> T {
+    scratch::wait_for("the lock of a disk", || match open() {
+        Err(DiskError::InUse { .. }) => None,
+        result => Some(result.unwrap()),
+    })
+}
+
+fn disk_error(error: Error) -> DiskError {
+    match error {
+        Error::Disk { source, .. } => source,
+        other => panic!("{other}"),
+    }
+}
+
 /// An active device with its driver.
 struct Fixture {
     block: Block,
@@ -125,7 +140,8 @@ struct Fixture {
 impl Fixture {
     fn new(config: &DiskConfig) -> Self {
         let clock = ManualClock::default();
-        Self::of(Block::open(config, Box::new(clock.clone())).unwrap(), clock)
+        let block = await_unlocked(|| Block::open(config, Box::new(clock.clone())).map_err(disk_error));
+        Self::of(block, clock)
     }
 
     fn on(scratch: &Scratch, engine: IoEngine) -> Self {

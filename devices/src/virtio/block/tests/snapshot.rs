@@ -1,7 +1,8 @@
 use super::lifetime::{start_reads, uncached};
 use super::update::capacity;
 use super::{
-    Buffer, ENGINES, Fixture, HOURS, IN, NONE, OK, OUT, SECTORS, Scratch, bucket, config, options, pattern,
+    Buffer, ENGINES, Fixture, HOURS, IN, NONE, OK, OUT, SECTORS, Scratch, await_unlocked, bucket, config,
+    disk_error, options, pattern,
 };
 use crate::testing::ManualClock;
 use crate::virtio::block::{Block, Disk, IoEngine};
@@ -106,7 +107,7 @@ fn unlocked_device_leaves_disk_and_queue_unchanged() {
         fixture.block.notify(0);
         assert_eq!(fixture.block.queue_states()[0].next_avail, 0);
         drop(other);
-        fixture.block.lock().unwrap();
+        await_unlocked(|| fixture.block.lock().map_err(disk_error));
         assert!(Disk::open(scratch.path(), options(true)).is_err());
         fixture.run(1);
         assert_eq!(scratch.contents()[..512], [1; 512]);
@@ -122,8 +123,8 @@ fn replacement_of_unlocked_disk_stays_unlocked() {
     assert!(fixture.block.reopen(Some(other.path())).is_err());
     assert_eq!(fixture.block.disk().path(), scratch.path());
     drop(user);
-    fixture.block.reopen(Some(other.path())).unwrap();
-    assert!(Disk::open(other.path(), options(false)).is_ok());
-    fixture.block.lock().unwrap();
+    await_unlocked(|| fixture.block.reopen(Some(other.path())));
+    await_unlocked(|| Disk::open(other.path(), options(false)));
+    await_unlocked(|| fixture.block.lock().map_err(disk_error));
     assert!(Disk::open(other.path(), options(false)).is_err());
 }

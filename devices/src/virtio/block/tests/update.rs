@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::worker::{ALL, stuck};
-use super::{ENGINES, Fixture, IOERR, OK, SECTORS, Scratch, config, options, pattern};
+use super::{ENGINES, Fixture, IOERR, OK, SECTORS, Scratch, await_unlocked, config, options, pattern};
 use crate::virtio::block::disk::Error;
 use crate::virtio::block::{Block, Disk, IoEngine};
 use crate::virtio::device::VirtioDevice;
@@ -41,7 +41,7 @@ fn update_notifies_new_capacity() {
         assert_eq!(capacity(&fixture), 2);
         assert_eq!(fixture.read(0, 512), (OK, vec![0; 512]));
         // The first disk is unlocked, the second one is locked.
-        assert!(Disk::open(scratch.path(), options(false)).is_ok());
+        await_unlocked(|| Disk::open(scratch.path(), options(false)));
         assert!(Disk::open(other.path(), options(false)).is_err());
         // The first disk is unchanged.
         assert_eq!(scratch.contents()[..512], pattern(0, 512));
@@ -133,7 +133,7 @@ fn empty_disk_fails_until_replaced() {
         assert_eq!(fixture.read(1, 512), (OK, pattern(512, 512)));
         // An update also accepts the grown placeholder.
         stub.set_len(1024);
-        fixture.block.reopen(Some(stub.path())).unwrap();
+        await_unlocked(|| fixture.block.reopen(Some(stub.path())));
         assert_eq!(fixture.read(1, 512), (OK, vec![0; 512]));
     }
 }
@@ -175,5 +175,5 @@ fn replaced_disk_is_closed_by_caller() {
         Err(Error::InUse { .. })
     ));
     drop(update);
-    Disk::open(one.path(), options(false)).unwrap();
+    await_unlocked(|| Disk::open(one.path(), options(false)));
 }

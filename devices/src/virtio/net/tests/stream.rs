@@ -1,4 +1,5 @@
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::thread::JoinHandleExt;
@@ -29,6 +30,11 @@ fn fixture(queue_size: u16) -> (Fixture, UnixStream) {
     let (stream, theirs) = stream();
     let fixture = Fixture::new(setup(Box::new(stream)), STATUS, [16, queue_size]);
     (fixture, theirs)
+}
+
+/// Ends the connection. A drop would leave it open while a child of another test has a duplicate of the descriptor.
+fn disconnect(theirs: &UnixStream) {
+    theirs.shutdown(Shutdown::Both).unwrap();
 }
 
 /// Returns the frame of `packet` with its length prefix.
@@ -116,7 +122,7 @@ fn full_socket_loses_no_frame() {
 fn closed_connection_loses_link_once() {
     let (mut fixture, theirs) = fixture(16);
     fixture.add_buffer(1000);
-    drop(theirs);
+    disconnect(&theirs);
     fixture.net.process_event(READABLE);
     assert!(!is_up(&fixture));
     assert_eq!(fixture.line.take(), 1);
@@ -136,7 +142,7 @@ fn closed_connection_loses_link_once() {
 #[test]
 fn send_error_loses_link() {
     let (mut fixture, theirs) = fixture(16);
-    drop(theirs);
+    disconnect(&theirs);
     fixture.add_packet(&packet(1, 60));
     fixture.net.notify(1);
     assert!(!is_up(&fixture));
@@ -252,7 +258,7 @@ fn incomplete_frame_is_dropped() {
         fixture.add_buffer(1000);
         theirs.write_all(&framed(&packet(1, 60))).unwrap();
         theirs.write_all(&framed(&packet(2, 60))[..length]).unwrap();
-        drop(theirs);
+        disconnect(&theirs);
         fixture.net.process_event(READABLE);
         assert_eq!(fixture.used(0), [72], "the complete frame is delivered");
         assert!(!is_up(&fixture));

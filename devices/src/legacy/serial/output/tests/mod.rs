@@ -190,6 +190,7 @@ fn closed_reader_is_reported_once() {
         let mut output = SerialOutput::new(writer).unwrap();
         output.write(b"a");
         drop(reader);
+        scratch::await_hangup(output.as_fd());
         print(&mut output, b"bcd");
         assert_eq!(output.dropped(), 3);
         assert_eq!(output.flush_needed().read().unwrap(), 1);
@@ -209,6 +210,7 @@ fn closed_reader_drops_buffered_bytes() {
     let mut output = SerialOutput::new(writer).unwrap();
     print(&mut output, &pattern(4096 + 10));
     drop(reader);
+    scratch::await_hangup(output.as_fd());
     output.finish(LONG);
     assert_eq!(output.dropped(), 10);
     assert!(matches!(output.report(), Some(Error::Broken { .. })));

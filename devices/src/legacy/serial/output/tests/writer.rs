@@ -143,18 +143,21 @@ fn closed_reader_is_error() {
     // The test harness ignores SIGPIPE.
     let (reader, writer) = small_pipe();
     drop(reader);
+    scratch::await_hangup(writer.as_fd());
     let mut pipe = NonblockingWriter::new(writer).unwrap();
     assert!(pipe.wait(Duration::from_secs(60)).unwrap());
     assert_eq!(pipe.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
 
     let (reader, writer) = UnixStream::pair().unwrap();
     drop(reader);
+    scratch::await_hangup(writer.as_fd());
     let mut socket = NonblockingWriter::new(writer.into()).unwrap();
     assert!(socket.wait(Duration::from_secs(60)).unwrap());
     assert_eq!(socket.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPIPE));
 
     let (master, slave) = terminal();
     drop(master);
+    scratch::await_hangup(slave.as_fd());
     let mut terminal = NonblockingWriter::new(slave).unwrap();
     assert!(terminal.wait(Duration::from_secs(60)).unwrap());
     assert_eq!(terminal.write(b"x").unwrap_err().raw_os_error(), Some(libc::EIO));
