@@ -220,7 +220,11 @@ mod tests {
         let other = UnixListener::bind(&path).unwrap();
         assert!(in_use(&path));
         drop(other);
-        let socket = PrivateSocket::bind(&path).unwrap();
+        // A child that another test starts keeps the listener until its `execve`.
+        let socket = scratch::wait_for("the path", || match PrivateSocket::bind(&path) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => None,
+            result => Some(result.unwrap()),
+        });
         // The file of another socket stays.
         fs::remove_file(&path).unwrap();
         let _other = UnixListener::bind(&path).unwrap();

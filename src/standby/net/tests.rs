@@ -10,12 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::virtio::net::FirstFrames as Reader;
-use devices::virtio::net::tap::Tap;
+use devices::virtio::net::tap::{self, Tap};
 
 use super::frame::{ETHERNET, Ethernet, Packet, Transport, VNET_HEADER};
 use super::tap::Scratch;
 use super::tun::{Error, GATEWAY_MAC};
-use super::{Addresses, FirstFrames, Network, NetworkSetup, Sleeper, Wake, WakeRule, sys};
+use super::{Addresses, Assigned, FirstFrames, Network, NetworkSetup, Sleeper, Wake, WakeRule, sys};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// Maximum wait for a packet of the same host.
@@ -73,7 +73,11 @@ fn open_network(max_taps: usize, persistent: bool) -> Network {
         max_taps,
         persistent,
     };
-    Network::open(setup).unwrap()
+    // A child that another test starts keeps the TUN of a closed network attached until its `execve`.
+    scratch::wait_for("the TUN", || match Network::open(setup.clone()) {
+        Err(Error::Attach { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => None,
+        result => Some(result.unwrap()),
+    })
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -431,7 +435,10 @@ fn adopted_instance_returns_its_tap() {
         new.adopt(address, &assigned.name).unwrap();
         send(address, b"running");
         assert_eq!(data(&await_frame(&assigned.tap, &mut scratch)), b"running");
-        drop(assigned);
+        let Assigned { tap, name, .. } = assigned;
+        drop(tap);
+        // The kernel removes it once no process has it open, not even a child before its `execve`.
+        scratch::wait_until("the end of the tap", || sys::interface_index(&name).is_err());
         new.release(address, &mut scratch).unwrap();
         send(address, b"asleep");
         assert_eq!(await_wakes(&mut new, &mut scratch)[0].instance, 5);
@@ -564,8 +571,16 @@ fn open_descriptor_keeps_frames_over_restart() {
             ip: [ip("10.0.0.2")].into(),
         };
         let mut scratch = Scratch::default();
-        let open = || Sleeper::open("tap0", addresses.clone(), WakeRule::Unicast);
-        let sleeper = open().unwrap();
+        let open = || {
+            scratch::wait_for("the tap", || {
+                match Sleeper::open("tap0", addresses.clone(), WakeRule::Unicast) {
+                    // A child that another test starts keeps it attached until its `execve`.
+                    Err(tap::Error::Busy { .. }) => None,
+                    result => Some(result.unwrap()),
+                }
+            })
+        };
+        let sleeper = open();
         run("ip link set tap0 up");
         run("ip neigh replace 10.0.0.2 lladdr 02:00:00:00:00:01 dev tap0");
         let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
@@ -579,7 +594,7 @@ fn open_descriptor_keeps_frames_over_restart() {
         // The tap stays without it, but its frames do not.
         drop(sleeper);
         let _ = socket.send_to(b"lost", "10.0.0.2:9");
-        let mut sleeper = open().unwrap();
+        let mut sleeper = open();
         assert!(sleeper.on_readable(&mut scratch).unwrap().is_none());
         scratch::wait_until("the carrier", || socket.send_to(b"kept", "10.0.0.2:9").is_ok());
         let deadline = Instant::now() + WAIT;

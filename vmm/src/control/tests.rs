@@ -97,6 +97,16 @@ fn start_without_image_fails() {
     assert_eq!(control.state(), InstanceState::NotStarted);
 }
 
+/// Adds `drive` once its disk is not locked: a child that another test starts keeps the lock of a closed disk until its `execve`.
+fn replace(control: &mut Control, drive: &DriveConfig) {
+    scratch::wait_until("the lock of a disk", || {
+        let result = control.put_device(drive.clone());
+        let is_locked = matches!(result, Err(Error::Device(_)));
+        assert!(is_locked || result.is_ok(), "{result:?}");
+        !is_locked
+    });
+}
+
 #[test]
 fn drive_with_known_id_is_replaced_and_root_is_first() {
     let (one, two, three) = (disk(), disk(), disk());
@@ -104,7 +114,7 @@ fn drive_with_known_id_is_replaced_and_root_is_first() {
     control.put_device(drive(&one, "a", None)).unwrap();
     control.put_device(drive(&two, "b", Some(Root::First))).unwrap();
     // The same file again: the lock of the replaced drive must be released first.
-    control.put_device(drive(&one, "a", None)).unwrap();
+    replace(&mut control, &drive(&one, "a", None));
     // A file locked by another drive and a second root are rejected, and the drives stay.
     assert!(matches!(
         control.put_device(drive(&two, "c", None)),
@@ -114,7 +124,7 @@ fn drive_with_known_id_is_replaced_and_root_is_first() {
         control.put_device(drive(&three, "c", Some(Root::First))),
         Err(Error::Config(_))
     ));
-    control.put_device(drive(&three, "a", None)).unwrap();
+    replace(&mut control, &drive(&three, "a", None));
     let drives: Vec<_> = control.config().drives().collect();
     let named: Vec<_> = drives
         .iter()
@@ -123,7 +133,7 @@ fn drive_with_known_id_is_replaced_and_root_is_first() {
     assert_eq!(named, [("b", two.path()), ("a", three.path())]);
     assert_eq!(drives[0].root_argument().as_deref(), Some("root=/dev/vda rw"));
     // The lock of a replaced drive is released.
-    control.put_device(drive(&one, "c", None)).unwrap();
+    replace(&mut control, &drive(&one, "c", None));
 }
 
 #[test]

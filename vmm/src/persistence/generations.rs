@@ -360,6 +360,15 @@ mod tests {
 
     use super::{Error, SuspendDirectory, number_of, open_current, resolve_generation};
 
+    /// Opens the directory at `path` once it is not in use: a child that another test starts keeps the lock of a closed one until its
+    /// `execve`.
+    fn open(path: &Path) -> Result<SuspendDirectory, Error> {
+        scratch::wait_for("the lock", || match SuspendDirectory::open(path) {
+            Err(Error::InUse(_)) => None,
+            result => Some(result),
+        })
+    }
+
     fn create(directory: &SuspendDirectory, content: &str) {
         let generation = directory.begin().unwrap();
         let (state, memory) = generation.files();
@@ -389,7 +398,7 @@ mod tests {
             (None, "first", ["current", "gen-1"]),
             (Some("first"), "second", ["current", "gen-2"]),
         ] {
-            let directory = SuspendDirectory::open(&path).unwrap();
+            let directory = open(&path).unwrap();
             let pending = directory.begin().unwrap();
             fs::write(pending.files().0, "incomplete").unwrap();
             assert_eq!(
@@ -417,7 +426,7 @@ mod tests {
         for other in ["gen-02", "gen-x", "kept"] {
             fs::create_dir(scratch.path(other)).unwrap();
         }
-        let directory = SuspendDirectory::open(&path).unwrap();
+        let directory = open(&path).unwrap();
         assert_eq!(
             scratch.names(),
             [".current.next", "current", "gen-02", "gen-1", "gen-x", "kept"]
@@ -435,7 +444,7 @@ mod tests {
         let first = SuspendDirectory::open(&path).unwrap();
         assert!(matches!(SuspendDirectory::open(&path), Err(Error::InUse(_))));
         drop(first);
-        SuspendDirectory::open(&path).unwrap();
+        open(&path).unwrap();
         for missing in ["missing", "file"] {
             fs::write(scratch.path("file"), "").unwrap();
             let error = SuspendDirectory::open(&scratch.path(missing)).unwrap_err();
@@ -452,7 +461,7 @@ mod tests {
             let errors = [
                 open_current(&path, Links::Follow).map(|_| ()).unwrap_err(),
                 resolve_generation(&path).map(|_| ()).unwrap_err(),
-                SuspendDirectory::open(&path).map(|_| ()).unwrap_err(),
+                open(&path).map(|_| ()).unwrap_err(),
             ];
             for error in errors {
                 assert!(matches!(error, Error::Link { .. }), "{target}: {error}");

@@ -1,5 +1,6 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc;
@@ -137,6 +138,8 @@ fn message_describes_regions() {
     assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock);
     let _ = handler.as_fd();
     drop(handler);
+    // The read waits: a child that another test starts keeps the connection open until its `execve`.
+    stream.set_nonblocking(false).unwrap();
     assert_eq!(stream.read(&mut bytes).unwrap(), 0);
 }
 
@@ -147,7 +150,7 @@ fn disconnected_handler_is_detected() {
     let (_, handler) = map_uffd(&regions(), socket.path()).unwrap();
     let stream = scratch::accept(&listener);
     assert!(!handler.is_disconnected());
-    drop(stream);
+    stream.shutdown(Shutdown::Both).unwrap();
     assert!(handler.is_disconnected());
 }
 
