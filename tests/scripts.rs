@@ -149,9 +149,8 @@ struct Machine {
 impl Machine {
     fn new(architecture: &'static str) -> Self {
         let directory = scratch::Directory::new();
-        for name in COPIED {
-            copy(&root().join(name), &directory.path("tree").join(name));
-        }
+        fs::create_dir(directory.path("tree")).unwrap();
+        copy_files(&directory.path("tree"));
         let machine = Self {
             directory,
             architecture,
@@ -229,17 +228,13 @@ fn find_tool(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{name} is missing"))
 }
 
-fn copy(from: &Path, to: &Path) {
-    if from.is_dir() {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            copy(&entry.path(), &to.join(entry.file_name()));
-        }
-    } else {
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(from, to).unwrap();
-    }
+/// Copies [`COPIED`] to the directory `to`. Another process does: the kernel executes no script that is open for writing (ETXTBSY), and a
+/// child that another test starts has the descriptors of this process until its `execve`.
+fn copy_files(to: &Path) {
+    let mut command = Command::new("cp");
+    command.args(["-r", "--parents"]).args(COPIED).arg(to);
+    let output = scratch::run(command.current_dir(root()));
+    assert!(output.status.success(), "{output:?}");
 }
 
 /// Returns the goals that `make` lists.
@@ -262,7 +257,7 @@ fn goals_on_aarch64_request_nothing_of_x86() {
     let machine = Machine::new("aarch64");
     machine.record(&REQUIRED);
     // Its download is tested alone.
-    fs::write(machine.tree().join("tests/hosts/fetch.sh"), "#!/bin/bash\n").unwrap();
+    scratch::write_program(machine.tree().join("tests/hosts/fetch.sh"), "#!/bin/bash\n");
     let goals = goals(&machine);
     assert!(goals.len() > 15, "{goals:?}");
     let internal = [
@@ -356,7 +351,7 @@ fn scenarios_for_aarch64_build_in_a_fresh_tree() {
     let machine = Machine::new("x86_64");
     machine.record(&REQUIRED);
     // Its download is tested alone.
-    fs::write(machine.tree().join("tests/hosts/fetch.sh"), "#!/bin/bash\n").unwrap();
+    scratch::write_program(machine.tree().join("tests/hosts/fetch.sh"), "#!/bin/bash\n");
     let calls = machine.expect_make(&["scenarios", "ARCH=aarch64"]);
     assert!(machine.has("dist/aarch64/scenarios") && !machine.has("dist/scenarios"));
     let build = calls.iter().find(|call| call.starts_with("cargo build")).unwrap();

@@ -6,6 +6,7 @@
 
 mod fifo;
 mod permissions;
+mod program;
 mod requirement;
 mod signals;
 mod wait;
@@ -19,6 +20,7 @@ use std::{env, process};
 
 pub use fifo::{Reader, make_fifo};
 pub use permissions::bound_by_permissions;
+pub use program::write_program;
 pub use requirement::{Requirement, require, skip};
 pub use signals::ignore_file_size_signal;
 pub use wait::{

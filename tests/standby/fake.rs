@@ -44,9 +44,8 @@ pub fn install(directory: &scratch::Directory) -> String {
         directory.text("snapshot"),
         this.display()
     );
-    let path = directory.write("mayfly", script);
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(&path, mode).unwrap();
+    let path = directory.text("mayfly");
+    scratch::write_program(&path, &script);
     path
 }
 

@@ -1,7 +1,5 @@
-use std::fs::{self, File, Permissions};
-use std::io;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
 
 use scratch::{Directory, Requirement, require};
 
@@ -19,25 +17,12 @@ struct Program(Directory);
 impl Program {
     fn new(lines: &str) -> Self {
         let directory = Directory::new();
-        let path = directory.write("passt", format!("#!/bin/sh\n{lines}\n"));
-        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        scratch::write_program(directory.path("passt"), &format!("#!/bin/sh\n{lines}\n"));
         Self(directory)
     }
 
     fn start(&self) -> (Passt, Fixture) {
-        let path = self.0.text("passt");
-        // A concurrent fork holds the script open for writing until its exec (ETXTBSY).
-        let result = (0..1000).find_map(|_| {
-            let started = Passt::start_program(&path, &[]);
-            match started {
-                Err(Error::Start(error)) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
-                    std::thread::yield_now();
-                    None
-                }
-                started => Some(started.unwrap()),
-            }
-        });
-        let (passt, stream) = result.expect("the script stays busy");
+        let (passt, stream) = Passt::start_program(&self.0.text("passt"), &[]).unwrap();
         assert_eq!(stream.describe(), "passt");
         (passt, Fixture::new(setup(Box::new(stream)), STATUS, [16, 16]))
     }
