@@ -66,23 +66,33 @@ fn first_frames(supervisor: &Supervisor) -> Vec<(String, Vec<usize>)> {
         .collect()
 }
 
-/// Sends datagrams to `address` until the instance is in `state`: a new interface of the host drops the first ones.
-fn send_until(supervisor: &Supervisor, id: &str, address: &str, state: &str) {
+/// Returns the number of wakes of the instance.
+fn wakes(supervisor: &Supervisor, id: &str) -> u64 {
+    supervisor.get(id)["wakes"].as_u64().unwrap()
+}
+
+/// Sends datagrams to `address` until the instance is in `state` after more than `before` wakes: a new interface of the host drops the
+/// first ones.
+fn send_until(supervisor: &Supervisor, id: &str, address: &str, before: u64, state: &str) {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-    let before = supervisor.get(id)["wakes"].as_u64();
     scratch::wait_until("a datagram wakes the instance", || {
         // Another port does not.
         for port in [9, 7] {
             let _ = socket.send_to(WAKE, format!("{address}:{port}"));
         }
         let instance = supervisor.get(id);
-        instance["wakes"].as_u64() > before && instance["state"] == state
+        instance["wakes"].as_u64() > Some(before) && instance["state"] == state
     });
 }
 
 /// Wakes the instance by datagrams to `address`.
 fn wake(supervisor: &Supervisor, id: &str, address: &str) {
-    send_until(supervisor, id, address, "running");
+    wake_after(supervisor, id, address, wakes(supervisor, id));
+}
+
+/// Wakes the instance, which has had `before` wakes, by datagrams to `address`, unless it is awake.
+fn wake_after(supervisor: &Supervisor, id: &str, address: &str, before: u64) {
+    send_until(supervisor, id, address, before, "running");
     let frames = first_frames(supervisor);
     assert!(
         frames.len() == 1 && frames[0].0 == "eth0" && frames[0].1[0] == WAKE_LENGTH,
@@ -242,8 +252,9 @@ fn packet_in_a_shared_network_wakes_its_instance() {
             .contains("earlier supervisor")
     );
     // Packets that wait in its tap may wake it at once.
+    let before = wakes(&supervisor, "web");
     supervisor.set("web", "suspend");
-    wake(&supervisor, "web", "10.1.0.7");
+    wake_after(&supervisor, "web", "10.1.0.7", before);
     let reason = supervisor.expect_rejection(409, "DELETE", "/networks/blue", None);
     assert!(reason.contains("it has 2 addresses"), "{reason}");
 }
@@ -324,7 +335,13 @@ fn frames_of_a_refused_wake_precede_later_ones() {
     supervisor.await_state("web", "suspended");
     let own = supervisor.directory.text("state/suspended/web");
     supervisor.set_behavior(&format!("changed restore {own}"));
-    send_until(&supervisor, "web", "10.1.0.7", "waking");
+    send_until(
+        &supervisor,
+        "web",
+        "10.1.0.7",
+        wakes(&supervisor, "web"),
+        "waking",
+    );
     scratch::wait_until("the first process has its frames", || {
         supervisor.starts().len() == 2
     });
@@ -357,7 +374,13 @@ fn boot_gets_no_first_frames() {
     // SAFETY: the call takes no pointer.
     unsafe { libc::kill(pid, libc::SIGKILL) };
     assert!(supervisor.await_state("web", "suspended").ends_with("boots"));
-    send_until(&supervisor, "web", "10.1.0.7", "running");
+    send_until(
+        &supervisor,
+        "web",
+        "10.1.0.7",
+        wakes(&supervisor, "web"),
+        "running",
+    );
     let start = supervisor.starts().pop().unwrap();
     assert!(start.contains(" run /kernel "), "{start}");
     assert_eq!(first_frames(&supervisor), []);

@@ -7,10 +7,14 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::ptr;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::fixture::Supervisor;
+
+/// Limit of a supervisor in seconds that some calls reach, and no wake of a fake program on a busy machine.
+pub const TIMEOUT: &str = "5";
 
 /// User of a supervisor that is not root. No other process has it.
 pub const USER: u32 = 54_321;
@@ -37,7 +41,7 @@ fn silent_wake_ends_at_its_limit() {
 
 #[test]
 fn suspend_without_end_is_given_up_at_its_limit() {
-    let supervisor = Supervisor::start(&["--timeout", "1"]);
+    let supervisor = Supervisor::start(&["--timeout", TIMEOUT]);
     supervisor.register("web", json!({}));
     supervisor.set_behavior("hang");
     supervisor.set("web", "wake");
@@ -52,7 +56,7 @@ fn suspend_without_end_is_given_up_at_its_limit() {
 
 #[test]
 fn wake_without_memory_is_given_up_at_its_limit() {
-    let supervisor = Supervisor::start(&["--timeout", "1", "--memory-limit", "9M"]);
+    let supervisor = Supervisor::start(&["--timeout", TIMEOUT, "--memory-limit", "9M"]);
     supervisor.set_behavior("refuse");
     supervisor.register("a", json!({}));
     supervisor.register("b", json!({}));
@@ -67,15 +71,35 @@ fn wake_without_memory_is_given_up_at_its_limit() {
     supervisor.await_state("a", "running");
 }
 
-#[test]
-fn shell_that_ends_is_replaced_and_not_used() {
+/// Starts a supervisor whose shells end, and wakes its instance after two of them. Returns none if this took so long that a third shell
+/// may have got the wake.
+fn wake_after_two_shells() -> Option<Supervisor> {
+    // Of the supervisor, after the end of a shell.
+    const PAUSE: Duration = Duration::from_secs(1);
     let supervisor = Supervisor::start(&["--shells", "1"]);
     supervisor.set_behavior("shells end");
     supervisor.register("web", json!({}));
-    scratch::wait_until("two shells end", || failures(&supervisor, "shell") >= 2);
+    let mut last_look = Instant::now();
+    scratch::wait_until("two shells end", || {
+        let now = Instant::now();
+        let have_ended = failures(&supervisor, "shell") >= 2;
+        if !have_ended {
+            last_look = now;
+        }
+        have_ended
+    });
     supervisor.set("web", "wake");
+    (last_look.elapsed() < PAUSE).then_some(supervisor)
+}
+
+#[test]
+fn shell_that_ends_is_replaced_and_not_used() {
+    let supervisor = scratch::wait_for("a wake without a shell", wake_after_two_shells);
     supervisor.await_state("web", "running");
-    assert_eq!(supervisor.metric("mayfly_standby_shells"), 0);
+    // Each next shell exists for a moment.
+    scratch::wait_until("no shell waits", || {
+        supervisor.metric("mayfly_standby_shells") == 0
+    });
     assert_eq!(supervisor.metric("mayfly_standby_shell_wakes_total"), 0);
 }
 
@@ -200,7 +224,7 @@ fn wake_waits_for_a_process() {
     if unsafe { libc::geteuid() } != 0 {
         return scratch::skip("another user", "run it as root");
     }
-    let mut supervisor = Supervisor::start(&["--timeout", "2"]);
+    let mut supervisor = Supervisor::start(&["--timeout", TIMEOUT]);
     supervisor.restart_as(USER);
     supervisor.register("a", json!({}));
     supervisor.register("b", json!({}));
@@ -284,7 +308,7 @@ fn stuck_file_system_delays_only_registrations() {
     let Some(file_system) = StuckFileSystem::mount(&directory.text("stuck")) else {
         return scratch::skip("a FUSE file system", "run it as root with /dev/fuse");
     };
-    let supervisor = Supervisor::start(&["--timeout", "2"]);
+    let supervisor = Supervisor::start(&["--timeout", TIMEOUT]);
     supervisor.register("web", json!({}));
     let stuck = json!({"snapshot_path": directory.text("stuck/snapshot")});
     thread::scope(|scope| {
@@ -317,7 +341,7 @@ fn stuck_directory_delays_only_its_instance() {
     let Some(file_system) = StuckFileSystem::mount(&directory.text("stuck")) else {
         return scratch::skip("a FUSE file system", "run it as root with /dev/fuse");
     };
-    let supervisor = Supervisor::start(&["--timeout", "1", "--max-wakes", "1"]);
+    let supervisor = Supervisor::start(&["--timeout", TIMEOUT, "--max-wakes", "1"]);
     supervisor.register("web", json!({}));
     supervisor.register("stuck", json!({"suspend_path": directory.text("stuck/web")}));
     // The next wakes wait for the thread of the first one.

@@ -346,7 +346,7 @@ fn rejected_cancel_of_a_suspend_that_has_ended_leaves_the_instance_running() {
 
 #[test]
 fn committed_suspend_without_end_is_given_up_and_its_end_wakes() {
-    let supervisor = wake_too_late(&["--timeout", "1"]);
+    let supervisor = wake_too_late(&["--timeout", crate::limits::TIMEOUT]);
     let reason = supervisor.await_state("web", "running");
     assert!(reason.contains("has not ended in time"), "{reason}");
     assert_eq!(supervisor.get("web")["wakes"], 1);
@@ -502,8 +502,7 @@ fn socket_and_state_are_private() {
 fn responses_have_the_name_of_the_supervisor() {
     let supervisor = Supervisor::start(&[]);
     let mut stream = std::os::unix::net::UnixStream::connect(supervisor.directory.path("sock")).unwrap();
-    let timeout = Some(std::time::Duration::from_secs(10));
-    stream.set_read_timeout(timeout).unwrap();
+    stream.set_read_timeout(Some(scratch::TIMEOUT)).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let mut response = [0; 1024];
     let length = stream.read(&mut response).unwrap();

@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use api::client::Client;
 use serde_json::{Value, json};
@@ -94,7 +93,7 @@ impl Supervisor {
     }
 
     fn client(&self) -> Client {
-        Client::new(self.directory.path("sock"), Duration::from_secs(10))
+        Client::new(self.directory.path("sock"), scratch::TIMEOUT)
     }
 
     fn try_request(&self, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
