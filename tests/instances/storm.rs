@@ -49,7 +49,8 @@ fn each_request_is_answered_by_its_instance() {
 /// Returns the numbers of lost and wrong responses to one request. A server answers with each of `responses`: the number of datagrams
 /// that it has served, and the place of a changed byte.
 fn faults(responses: &'static [(u32, Option<usize>)], limit: Duration) -> (usize, usize) {
-    let server = UdpSocket::bind("127.0.0.1:15").unwrap();
+    // A child that another test starts keeps the last server's socket until its `execve`.
+    let server = scratch::wait_for("the port", || UdpSocket::bind("127.0.0.1:15").ok());
     server.set_read_timeout(Some(LIMIT)).unwrap();
     let mut load = Load::new(Ipv4Addr::LOCALHOST, Ipv4Addr::LOCALHOST, 1).unwrap();
     let responder = thread::spawn(move || {

@@ -24,7 +24,13 @@ fn idle_guest_is_suspended_and_woken_by_a_ping() {
     supervisor.await_state("web", "suspended");
     let after = served(GUEST);
     assert_eq!(before.pings, 1);
-    assert_eq!((after.pings, after.datagrams), (2, before.datagrams + 1));
+    assert_eq!(after.pings, 2);
+    // It may have served the repeated requests, too.
+    let (min, max) = (
+        before.datagrams + 1,
+        before.datagrams + before.requests + after.requests,
+    );
+    assert!((min..max).contains(&after.datagrams), "{before:?} {after:?}");
     let wakes = supervisor.metric("mayfly_standby_wakes_total{cause=\"frame\"}");
     assert!(wakes >= 3, "{wakes} wakes by a frame");
     assert_eq!(
