@@ -1,9 +1,12 @@
 //! ELF cores by `mayfly core`.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
+use std::thread;
 
 use scratch::{Directory, Requirement};
 use vmm::arch::{Architecture, Native, Platform};
@@ -308,4 +311,41 @@ fn diff_snapshot_is_rejected() {
         "{output:?}"
     );
     vm.terminate();
+}
+
+/// Receives a request with all of `parts`.
+fn receive(listener: &UnixListener, parts: &[&str]) -> UnixStream {
+    let mut stream = scratch::accept(listener);
+    let (mut text, mut bytes) = (String::new(), [0; 1024]);
+    while !parts.iter().all(|part| text.contains(part)) {
+        let count = stream.read(&mut bytes).unwrap();
+        assert!(count > 0, "{parts:?}: {text}");
+        text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+    }
+    stream
+}
+
+fn reply(mut stream: UnixStream, body: &str) {
+    write!(
+        stream,
+        "HTTP/1.1 200 \r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+}
+
+#[test]
+fn existing_file_is_rejected_before_the_pause() {
+    let directory = Directory::new();
+    let listener = UnixListener::bind(directory.path("api.sock")).unwrap();
+    let (socket, core) = (directory.text("api.sock"), directory.write("core", "mine"));
+    thread::scope(|scope| {
+        scope.spawn(|| reply(receive(&listener, &["GET / "]), r#"{"state":"Running"}"#));
+        run_err(
+            &["core", "--api-sock", &socket, &core],
+            &format!("cannot write the core to {core}; name a file that does not exist"),
+        );
+    });
+    assert_eq!(fs::read_to_string(&core).unwrap(), "mine");
+    assert_eq!(directory.names(), ["api.sock", "core"]);
 }

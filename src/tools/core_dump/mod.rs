@@ -132,17 +132,57 @@ pub fn create(args: &CoreArgs) -> Result<(), Error> {
     match &args.source {
         Source::Directory(path) => {
             let directory = resolve_generation(path).map_err(Error::Directory)?;
-            write(&directory, &args.file)
+            write(&directory, CoreFile::create(&args.file)?)
         }
         Source::Socket(socket) => {
             let vm = VmClient::new(socket);
             let is_running = vm.is_running().map_err(Error::Vm)?;
+            // Before the pause, which would be in vain.
+            let core = CoreFile::create(&args.file)?;
             let directory = TemporaryDirectory::beside(&args.file)?;
             let (state, memory) = (directory.0.join(STATE_NAME), directory.0.join(MEMORY_NAME));
             let created = vm.create_snapshot(is_running, "Full", &state, &memory);
             created.map_err(Error::Vm)?;
-            write(&directory.0, &args.file)
+            write(&directory.0, core)
         }
+    }
+}
+
+/// New file for the core. Dropping it removes it, unless it is complete.
+struct CoreFile<'a> {
+    path: &'a Path,
+    file: File,
+    is_complete: bool,
+}
+
+impl<'a> CoreFile<'a> {
+    fn create(path: &'a Path) -> Result<Self, Error> {
+        let mut options = OpenOptions::new();
+        // Guest memory is for this user alone.
+        options.write(true).create_new(true).mode(0o600);
+        let opened = options.open(path).map_err(|source| write_error(path, source));
+        opened.map(|file| Self {
+            path,
+            file,
+            is_complete: false,
+        })
+    }
+}
+
+impl Drop for CoreFile<'_> {
+    fn drop(&mut self) {
+        if !self.is_complete {
+            // The first error is the one to report.
+            let _ = fs::remove_file(self.path);
+        }
+    }
+}
+
+/// Returns the error of a core that cannot be written to `path`.
+fn write_error(path: &Path, source: io::Error) -> Error {
+    Error::Write {
+        path: path.to_owned(),
+        source,
     }
 }
 
@@ -173,34 +213,21 @@ impl Drop for TemporaryDirectory {
     }
 }
 
-/// Writes a core of the snapshot in `directory` to `path`.
-fn write(directory: &Path, path: &Path) -> Result<(), Error> {
+/// Writes a core of the snapshot in `directory` to `core`.
+fn write(directory: &Path, mut core: CoreFile<'_>) -> Result<(), Error> {
     let opened = SavedMachine::open(&directory.join(STATE_NAME), &directory.join(MEMORY_NAME));
     let unusable = |source| Error::Snapshot {
         path: directory.to_owned(),
         source: Box::new(source),
     };
     let machine = opened.map_err(unusable)?;
-    let failed = |source| Error::Write {
-        path: path.to_owned(),
-        source,
-    };
-    let mut options = OpenOptions::new();
-    // Guest memory is for this user alone.
-    options.write(true).create_new(true).mode(0o600);
-    let file = options.open(path).map_err(failed)?;
-    let written = write_to(&machine, &file).map_err(failed);
-    let checked = written.and_then(|data| {
-        let check = machine.check_memory_file();
-        check.map(|()| data).map_err(unusable)
-    });
-    let data = checked.inspect_err(|_| {
-        // The first error is the one to report.
-        let _ = fs::remove_file(path);
-    })?;
+    let written = write_to(&machine, &core.file);
+    let data = written.map_err(|source| write_error(core.path, source))?;
+    machine.check_memory_file().map_err(unusable)?;
+    core.is_complete = true;
     print_message(&format!(
         "core created in {}, {} of memory on disk; run gdb IMAGE {0} to read it",
-        path.display(),
+        core.path.display(),
         Bytes(data)
     ));
     Ok(())
