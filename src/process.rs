@@ -12,7 +12,7 @@ use std::time::Duration;
 use vmm::emergency;
 #[cfg(not(test))]
 use vmm::event_loop::ignore_output_signals;
-use vmm::event_loop::unblock_signal;
+use vmm::event_loop::{SignalFd, block_signals, not_ignored, unblock_signal};
 
 /// Exit status of success.
 pub const SUCCESS: u8 = 0;
@@ -171,6 +171,47 @@ pub fn cpu_time() -> Duration {
         time.tv_sec.unsigned_abs(),
         u32::try_from(time.tv_nsec).unwrap_or(0),
     )
+}
+
+/// Signals of the user, which wait until the process has undone its effects on others. Dropping it ends the process by the first one.
+///
+/// SIGQUIT does not wait: it ends a process whose VM does not respond.
+pub struct HeldSignals {
+    signals: Vec<libc::c_int>,
+    /// Without it, a signal ends the process all the same: it stays pending.
+    descriptor: Option<SignalFd>,
+    received: Option<libc::c_int>,
+}
+
+impl HeldSignals {
+    /// Blocks the signals that are not ignored. There must be no other thread.
+    pub fn hold() -> Self {
+        let signals = not_ignored(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]);
+        // Fails only for an invalid signal number.
+        let _ = block_signals(&signals);
+        Self {
+            descriptor: SignalFd::new(&signals).ok(),
+            signals,
+            received: None,
+        }
+    }
+
+    /// Returns true if a signal has arrived.
+    pub fn has_any(&mut self) -> bool {
+        let descriptor = self.descriptor.as_mut();
+        self.received = self.received.or_else(|| descriptor.and_then(SignalFd::read));
+        self.received.is_some()
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        self.has_any();
+        if let Some(signal) = self.received {
+            exit_by_signal(signal);
+        }
+        self.signals.iter().for_each(|signal| unblock_signal(*signal));
+    }
 }
 
 /// Ends this process by `signal`, so that its parent sees the cause. Returns an exit status if the signal does not end it.

@@ -16,6 +16,7 @@ use vmm::memory::Bytes;
 use crate::cli::args::SnapshotArgs;
 use crate::logging::print_message;
 use crate::printable::printable;
+use crate::process::HeldSignals;
 use crate::vm_client::{self, VmClient};
 
 /// Failure of a snapshot command.
@@ -57,6 +58,8 @@ pub fn create(args: &SnapshotArgs) -> Result<(), Error> {
     let vm = VmClient::new(&args.socket);
     let is_running = vm.is_running().map_err(Error::Vm)?;
     let directory = create_directory(&args.directory)?;
+    // An interrupted command would leave the VM paused.
+    let _signals = HeldSignals::hold();
     let kind = if args.diff { "Diff" } else { "Full" };
     let (state, memory) = (directory.join(STATE_NAME), directory.join(MEMORY_NAME));
     let created = vm.create_snapshot(is_running, kind, &state, &memory);

@@ -14,6 +14,7 @@ use vmm::persistence::SavedMachine;
 
 use crate::api::served::ApiProcess;
 use crate::forged::change_config;
+use crate::guest::Running;
 use crate::guests::{file, program};
 use crate::profile::wait_vcpu_time;
 
@@ -332,6 +333,32 @@ fn reply(mut stream: UnixStream, body: &str) {
         body.len()
     )
     .unwrap();
+}
+
+#[test]
+fn signal_during_snapshot_waits_for_resume() {
+    for name in ["core", "snapshot"] {
+        let directory = Directory::new();
+        let listener = UnixListener::bind(directory.path("api.sock")).unwrap();
+        let (socket, target) = (directory.text("api.sock"), directory.text("target"));
+        let mut command = Command::new(program());
+        command
+            .args([name, "--api-sock", &socket, &target])
+            .stdin(Stdio::null());
+        let mut client = Running::start(&mut command);
+        reply(receive(&listener, &["GET / "]), r#"{"state":"Running"}"#);
+        reply(receive(&listener, &["PATCH /vm", "Paused"]), "");
+        let request = receive(&listener, &["PUT /snapshot/create", "mem_file_path"]);
+        client.signal(libc::SIGTERM);
+        reply(request, "");
+        reply(receive(&listener, &["PATCH /vm", "Resumed"]), "");
+        client.expect_signal(libc::SIGTERM);
+        let left: &[&str] = match name {
+            "core" => &["api.sock"],
+            _ => &["api.sock", "target"],
+        };
+        assert_eq!(directory.names(), left);
+    }
 }
 
 #[test]

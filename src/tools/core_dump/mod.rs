@@ -19,6 +19,7 @@ use vmm_sys_util::seek_hole::SeekHole;
 
 use crate::logging::print_message;
 use crate::output::chain;
+use crate::process::HeldSignals;
 use crate::vm_client::{self, VmClient};
 use elf::LoadSegment;
 
@@ -132,18 +133,21 @@ pub fn create(args: &CoreArgs) -> Result<(), Error> {
     match &args.source {
         Source::Directory(path) => {
             let directory = resolve_generation(path).map_err(Error::Directory)?;
-            write(&directory, CoreFile::create(&args.file)?)
+            let mut signals = HeldSignals::hold();
+            write(&directory, CoreFile::create(&args.file)?, &mut signals)
         }
         Source::Socket(socket) => {
             let vm = VmClient::new(socket);
             let is_running = vm.is_running().map_err(Error::Vm)?;
+            // Dropped last: an interrupted command would leave the VM paused, and its memory in the directory.
+            let mut signals = HeldSignals::hold();
             // Before the pause, which would be in vain.
             let core = CoreFile::create(&args.file)?;
             let directory = TemporaryDirectory::beside(&args.file)?;
             let (state, memory) = (directory.0.join(STATE_NAME), directory.0.join(MEMORY_NAME));
             let created = vm.create_snapshot(is_running, "Full", &state, &memory);
             created.map_err(Error::Vm)?;
-            write(&directory.0, core)
+            write(&directory.0, core, &mut signals)
         }
     }
 }
@@ -213,15 +217,15 @@ impl Drop for TemporaryDirectory {
     }
 }
 
-/// Writes a core of the snapshot in `directory` to `core`.
-fn write(directory: &Path, mut core: CoreFile<'_>) -> Result<(), Error> {
+/// Writes a core of the snapshot in `directory` to `core`, until one of `signals` arrives.
+fn write(directory: &Path, mut core: CoreFile<'_>, signals: &mut HeldSignals) -> Result<(), Error> {
     let opened = SavedMachine::open(&directory.join(STATE_NAME), &directory.join(MEMORY_NAME));
     let unusable = |source| Error::Snapshot {
         path: directory.to_owned(),
         source: Box::new(source),
     };
     let machine = opened.map_err(unusable)?;
-    let written = write_to(&machine, &core.file);
+    let written = write_to(&machine, &core.file, &mut || signals.has_any());
     let data = written.map_err(|source| write_error(core.path, source))?;
     machine.check_memory_file().map_err(unusable)?;
     core.is_complete = true;
@@ -233,8 +237,8 @@ fn write(directory: &Path, mut core: CoreFile<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes headers and memory. Returns the number of bytes of memory that are not zero.
-fn write_to(machine: &SavedMachine, file: &File) -> io::Result<u64> {
+/// Writes headers and memory, unless `is_cancelled`. Returns the number of bytes of memory that are not zero.
+fn write_to(machine: &SavedMachine, file: &File, is_cancelled: &mut dyn FnMut() -> bool) -> io::Result<u64> {
     let regions = machine.regions();
     let mut segments = virtual_segments(machine, &regions);
     segments.extend(regions.iter().map(|region| LoadSegment {
@@ -253,7 +257,7 @@ fn write_to(machine: &SavedMachine, file: &File) -> io::Result<u64> {
     writer.flush()?;
     let memory: u64 = regions.iter().map(|region| region.length).sum();
     file.set_len(front + memory)?;
-    copy_data(machine.memory_file(), file, front)
+    copy_data(machine.memory_file(), file, front, is_cancelled)
 }
 
 /// Returns the segments by the page tables of all vCPUs, at most [`MAX_MAPPINGS`]. Of several mappings of an address, that of the first
@@ -320,7 +324,15 @@ fn add(ranges: &mut BTreeMap<u64, (u64, u64)>, mapping: Mapping, limit: usize) -
 }
 
 /// Copies the pages of `memory` that are not zero to `file`, which has a hole for it from `start` on. Returns their number of bytes.
-fn copy_data(memory: &File, file: &File, start: u64) -> io::Result<u64> {
+///
+/// # Errors
+/// Fails if a file cannot be accessed, and with [`io::ErrorKind::Interrupted`] once `is_cancelled`.
+fn copy_data(
+    memory: &File,
+    file: &File,
+    start: u64,
+    is_cancelled: &mut dyn FnMut() -> bool,
+) -> io::Result<u64> {
     let mut memory = memory.try_clone()?;
     let mut buffer = vec![0; CHUNK];
     let (mut at, mut copied) = (0, 0);
@@ -328,6 +340,9 @@ fn copy_data(memory: &File, file: &File, start: u64) -> io::Result<u64> {
         let end = memory.seek_hole(data)?.unwrap_or(data);
         at = data;
         while at < end {
+            if is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let length = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
             memory.read_exact_at(&mut buffer[..length], at)?;
             for (index, page) in buffer[..length].chunks(PAGE).enumerate() {
@@ -452,7 +467,9 @@ mod tests {
         let core = File::create_new(directory.path("core")).unwrap();
         core.set_len((4 << 20) + 4096).unwrap();
         let memory = File::open(directory.path("memory")).unwrap();
-        assert_eq!(copy_data(&memory, &core, 4096).unwrap(), 4096);
+        let cancelled = copy_data(&memory, &core, 4096, &mut || true).unwrap_err();
+        assert_eq!(cancelled.kind(), std::io::ErrorKind::Interrupted);
+        assert_eq!(copy_data(&memory, &core, 4096, &mut || false).unwrap(), 4096);
         let bytes = std::fs::read(directory.path("core")).unwrap();
         let first = bytes.iter().position(|byte| *byte != 0).unwrap();
         assert_eq!(first, (3 << 20) + 4096);
