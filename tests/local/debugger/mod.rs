@@ -120,6 +120,22 @@ fn breakpoint_stops_at_function_with_its_registers_and_memory() {
 }
 
 #[test]
+fn read_beyond_a_packet_is_rejected() {
+    let vm = Debugged::run("debug.elf", &[]);
+    let mut gdb = vm.connect();
+    let ip = gdb.ip();
+    assert_eq!(gdb.request(&format!("m{ip:x},1800")).len(), 2 * 0x1800);
+    for length in ["1801", "4000", "7fffffffffff"] {
+        let error = gdb.request(&format!("m{ip:x},{length}"));
+        assert!(
+            error.starts_with('E') && error.len() == 3,
+            "{length}: {error:.80}"
+        );
+    }
+    assert_eq!(gdb.resume(), "W00");
+}
+
+#[test]
 fn steps_follow_the_instructions_of_a_function() {
     let mut vm = Debugged::run("debug.elf", &[]);
     let mut gdb = vm.connect();

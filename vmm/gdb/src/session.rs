@@ -8,10 +8,7 @@ use gdbstub::target::ext::breakpoints::WatchKind;
 
 use crate::connection::{BufferedConnection, Stream};
 use crate::debuggee::{Debuggee, PointKind, Stop, StopKind};
-use crate::target::{GdbTarget, thread};
-
-/// Maximum length of a packet in bytes: all registers in hexadecimal digits, or 4 KiB of memory.
-const PACKET_SIZE: usize = 12 << 10;
+use crate::target::{GdbTarget, PACKET_SIZE, thread};
 
 /// Bytes of one read from gdb.
 const READ_SIZE: usize = 512;

@@ -25,6 +25,11 @@ use gdbstub::target::{Target, TargetError, TargetResult};
 
 use crate::debuggee::{Action, Debuggee, PointKind};
 
+/// Maximum length of a packet in bytes: all registers in hexadecimal digits, or 6 KiB of memory.
+pub const PACKET_SIZE: usize = 12 << 10;
+/// Maximum bytes of one read of memory. Without it, the reply to one packet could have any length.
+const MAX_READ: usize = PACKET_SIZE / 2;
+
 /// Returns gdb's thread of vCPU `vcpu`.
 pub fn thread(vcpu: usize) -> Tid {
     NonZeroUsize::MIN.saturating_add(vcpu)
@@ -156,6 +161,10 @@ impl MultiThreadBase for GdbTarget<'_> {
     }
 
     fn read_addrs(&mut self, address: u64, bytes: &mut [u8], thread: Tid) -> TargetResult<usize, Self> {
+        // The first part of a longer read is longer, too. An error behind a part would be no error reply.
+        if bytes.len() > MAX_READ {
+            return Err(TargetError::NonFatal);
+        }
         match self.debuggee.read_memory(vcpu(thread), address, bytes) {
             0 => Err(TargetError::NonFatal),
             count => Ok(count),
