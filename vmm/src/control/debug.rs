@@ -164,16 +164,23 @@ impl Control {
     }
 }
 
-/// Creates a snapshot in `directory`.
+/// Creates a snapshot in `directory`. After a failure, a new directory is removed, without its new parents.
 fn create(
     core: &VmCore,
     config: &VmConfig,
     directory: &Path,
     cancellation: &Cancellation,
 ) -> Result<(), String> {
+    let is_new = !directory.exists();
     fs::create_dir_all(directory)
         .map_err(|error| format!("cannot create the directory {}: {error}", directory.display()))?;
     let params = CreateSnapshotParams::full_in(directory);
     let created = params.create(core, config, &[], cancellation);
-    created.map(drop).map_err(|error| ErrorChain(&error).to_string())
+    created.map(drop).map_err(|error| {
+        if is_new {
+            // Fails if another process has put a file into it.
+            let _ = fs::remove_dir(directory);
+        }
+        ErrorChain(&error).to_string()
+    })
 }

@@ -354,18 +354,24 @@ impl VcpuRunner {
 
     /// Keeps a guest that ends by a crash until the debugger resumes it, if there is one.
     #[inline(never)]
-    fn hold_crash(&self, vcpu: &VcpuFd, reason: &StopReason) {
+    fn hold_crash(&self, vcpu: &mut VcpuFd, reason: &StopReason) {
         let is_crash = matches!(reason, StopReason::CpuShutdown { .. } | StopReason::Fault(_));
         if !is_crash || !self.stop_for_debugger(DebugStop::Crash) {
             return;
         }
-        // The guest never runs again: other requests are dropped, which disconnects their replies.
         self.shared.gate.wait(ThreadSet::vcpu(self.id), || {
             for request in self.requests.try_iter() {
                 match request {
                     ParkRequest::Call(call) => call(vcpu),
                     ParkRequest::Inspect(reply) => self.send_status(vcpu, &reply),
-                    ParkRequest::Flush | ParkRequest::State { .. } => {}
+                    // The vCPU never enters the guest again, so that pending work of KVM stays undone.
+                    ParkRequest::Flush => {}
+                    ParkRequest::State { flushed, state } => {
+                        let saved = self.save(vcpu, &mut |_| {
+                            let _ = flushed.send(());
+                        });
+                        let _ = state.send(saved);
+                    }
                 }
             }
         });
