@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use vmm::boot::elf::MAGIC;
+use vmm::boot::elf::{self, MAGIC};
 use vmm::boot::file::HeaderFields;
 
 const PT_LOAD: u32 = 1;
@@ -111,7 +111,8 @@ struct Search<'a> {
     found: Vec<Option<Candidate>>,
     /// Best symbol without a size, such as a label of assembly code, between each address and the one before.
     labels: Vec<Option<Candidate>>,
-    /// Addresses of the executable segments. A label names only code in its own segment: others mark the end of the image.
+    /// Addresses of the executable segments, in ascending order. A label names only code in its own segment: others mark the end of the
+    /// image.
     code: Vec<Range<u64>>,
     comparisons: usize,
 }
@@ -132,7 +133,7 @@ impl<'a> Search<'a> {
             .addresses
             .partition_point(|address| *address < candidate.value);
         if candidate.size == 0 {
-            if !self.code.iter().any(|code| code.contains(&candidate.value)) {
+            if segment_at(&self.code, candidate.value).is_none() {
                 return;
             }
             if let Some(label) = self.labels.get_mut(first) {
@@ -155,13 +156,19 @@ impl<'a> Search<'a> {
         for (found, (address, next)) in self.found.iter_mut().zip(addresses) {
             label = label.max(next);
             let is_near = |label: &Candidate| {
-                let mut code = self.code.iter();
-                code.any(|code| code.contains(&label.value) && code.contains(address))
+                let code = segment_at(&self.code, *address);
+                code.is_some_and(|code| code.contains(&label.value))
             };
             *found = found.or(label.filter(is_near));
         }
         self.found
     }
+}
+
+/// Returns the range of `code`, which is in ascending order, that contains `address`.
+fn segment_at(code: &[Range<u64>], address: u64) -> Option<&Range<u64>> {
+    let next = code.partition_point(|range| range.end <= address);
+    code.get(next).filter(|range| range.contains(&address))
 }
 
 impl<'a> Symbols<'a> {
@@ -187,6 +194,10 @@ impl<'a> Symbols<'a> {
             }
         };
         let program_headers = headers(programs, 0, program_size)?;
+        // No image of a guest has more.
+        if program_headers.len() > elf::MAX_TABLE {
+            return None;
+        }
         let section_headers: Vec<_> = headers(sections, 4, section_size)?
             .chunks_exact(section_size)
             .map(|bytes| SectionHeader::parse(HeaderFields(bytes), is_64_bit))
@@ -330,11 +341,23 @@ impl<'a> Symbols<'a> {
         })
     }
 
-    /// Returns the addresses of the executable segments.
+    /// Returns the addresses of the executable segments in ascending order, those that overlap as one range.
     fn executable_segments(&self) -> Vec<Range<u64>> {
         let code = self.segments().filter(|segment| segment.flags & PF_X != 0);
-        code.map(|segment| segment.start..segment.start.saturating_add(segment.size))
-            .collect()
+        let ranges = code.map(|segment| segment.start..segment.start.saturating_add(segment.size));
+        let mut sorted: Vec<Range<u64>> = Vec::new();
+        for range in ranges.filter(|range| !range.is_empty()) {
+            let at = sorted.partition_point(|other| other.start <= range.start);
+            sorted.insert(at, range);
+        }
+        sorted.dedup_by(|next, range| {
+            let overlaps = next.start < range.end;
+            if overlaps {
+                range.end = range.end.max(next.end);
+            }
+            overlaps
+        });
+        sorted
     }
 
     /// Returns up to `length` bytes of the file at the virtual `address`.
@@ -442,7 +465,7 @@ mod tests {
 
     use scratch::Temporary;
 
-    use super::{Candidate, EM_AARCH64, EM_X86_64, MAX_TABLE, Search, Symbol, Symbols, read};
+    use super::{Candidate, EM_AARCH64, EM_X86_64, MAX_TABLE, Search, Symbol, Symbols, read, segment_at};
 
     const CODE: u64 = 0x20_0000;
     /// Offsets in the file.
@@ -558,6 +581,60 @@ mod tests {
         // Without the flag.
         image[68] = 4;
         assert_eq!(find(&image, &addresses), vec![None; addresses.len()]);
+    }
+
+    #[test]
+    fn executable_segments_are_ascending_and_apart() {
+        let mut image = elf(EM_X86_64, &[0x90], &[("start", GLOBAL_LABEL, CODE, 0)]);
+        let segments = [
+            (5_u32, 0x5000_u64, 0x800_u64),
+            (5, 0x1000, 0x1000),
+            (4, 0, 0x9000),
+            (5, 0x4000, 0),
+        ];
+        let segments = [
+            &segments[..],
+            &[(5, 0x2000, 0x1000), (5, 0x2800, 0x1000), (5, 0x2900, 1)],
+        ]
+        .concat();
+        image[56] = u8::try_from(segments.len()).unwrap();
+        for (index, (flags, start, size)) in segments.iter().enumerate() {
+            let at = 64 + index * 56;
+            image[at] = 1;
+            image[at + 4..at + 8].copy_from_slice(&flags.to_le_bytes());
+            image[at + 16..at + 24].copy_from_slice(&start.to_le_bytes());
+            image[at + 32..at + 40].copy_from_slice(&size.to_le_bytes());
+        }
+        let file = Temporary::with(&image);
+        let file = File::open(file.path()).unwrap();
+        let code = Symbols::open(&file).unwrap().executable_segments();
+        assert_eq!(code, [0x1000..0x2000, 0x2000..0x3800, 0x5000..0x5800]);
+        for (address, found) in [
+            (0xfff, None),
+            (0x1000, Some(0)),
+            (0x1fff, Some(0)),
+            (0x2000, Some(1)),
+            (0x37ff, Some(1)),
+            (0x3800, None),
+            (0x57ff, Some(2)),
+            (0x5800, None),
+        ] {
+            assert_eq!(
+                segment_at(&code, address),
+                found.map(|index: usize| &code[index]),
+                "{address:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn program_headers_beyond_those_of_an_image_are_rejected() {
+        let image = elf(EM_X86_64, &[0x90], &[("function", GLOBAL_FUNCTION, CODE, 1)]);
+        for (count, is_accepted) in [(1170_u16, true), (1171, false)] {
+            let mut image = image.clone();
+            image[56..58].copy_from_slice(&count.to_le_bytes());
+            assert_eq!(opens(&image, 1 << 20), is_accepted, "{count}");
+        }
     }
 
     #[test]
