@@ -105,6 +105,7 @@ pub fn serve(options: FirecrackerArgs, started_at: Instant) -> Result<u8, Error>
     }
     let timeline = Arc::new(Timeline::new(started_at, true));
     let mut control = session::new_control(&timeline);
+    control.set_plain_crash_status();
     session::set_crash_directory(&mut control, options.crash_directory.as_deref()).map_err(Error::Session)?;
     if let Some(config) = config {
         let (path, text) = config?;

@@ -18,7 +18,7 @@ use vmm::control::{
     ScaleToZeroConfig, ScaleToZeroError, Service,
 };
 use vmm::debugger::{self, DebugListener, ListenError};
-use vmm::event_loop::{self, ExitReason};
+use vmm::event_loop::{self, ExitReason, FAULT, TRIPLE_FAULT};
 use vmm::kvm;
 use vmm::memory::bus_error;
 use vmm::timeline::{Span, Timeline};
@@ -37,10 +37,6 @@ use crate::shell::ClientError as ShellError;
 use crate::terminal::console;
 use crate::timings;
 
-/// Exit status after a triple fault.
-const TRIPLE_FAULT: u8 = 120;
-/// Exit status after a failure of KVM, and after a truncation of a file that is mapped as guest memory.
-const FAULT: u8 = 121;
 /// Exit status after a suspend.
 const SUSPENDED: u8 = 123;
 /// Exit status if a disk has changed since the snapshot.

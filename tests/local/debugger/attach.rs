@@ -165,3 +165,26 @@ fn crash_after_detach_ends_the_vm() {
         assert!(error.contains("triple fault"), "{error}");
     });
 }
+
+/// A process with Firecracker's command line ends with its status.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn crash_of_process_like_firecracker_has_its_status() {
+    use crate::guests::file;
+
+    let mut process = ApiProcess::start();
+    let source = format!(
+        r#"{{"kernel_image_path":"{}","boot_args":"wait=1"}}"#,
+        file("crash.elf")
+    );
+    process.expect_no_content("PUT", "/boot-source", &source);
+    process.run_action("InstanceStart");
+    process.expect("crashing\n");
+    let mut gdb = Gdb::attach(&process.socket(), super::IN_MEMORY);
+    // No page is there, and the guest handles no exception.
+    gdb.set_register("rip", 0x7000_0000_0000);
+    let stop = gdb.resume();
+    assert!(stop.starts_with("T0b"), "{stop}");
+    assert_eq!(gdb.resume(), "W01");
+    process.expect_exit(1);
+}

@@ -415,7 +415,7 @@ fn crash_stops_before_the_end() {
     let stop = gdb.resume();
     assert!(stop.starts_with("T0b"), "{stop}");
     assert!(gdb.ip() > 0);
-    assert_eq!(gdb.resume(), "W01");
+    assert_eq!(gdb.resume(), "W78");
     vm.running.expect_exit(120);
 }
 

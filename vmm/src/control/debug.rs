@@ -27,6 +27,16 @@ impl Control {
         self.debug_settings = Some(Box::new(settings));
     }
 
+    /// Makes 1 the status of a crash that gdb shows, as that of the process.
+    pub fn set_plain_crash_status(&mut self) {
+        self.has_plain_crash_status = true;
+    }
+
+    /// Returns true if a crash has status 1.
+    pub(crate) fn has_plain_crash_status(&self) -> bool {
+        self.has_plain_crash_status
+    }
+
     /// Returns true if vCPUs must wait for gdb before their first instruction.
     pub(super) fn waits_for_debugger(&self) -> bool {
         let settings = self.debug_settings.as_ref();

@@ -155,6 +155,7 @@ pub struct Control {
     /// Settings of a debugger before the start.
     debug_settings: Option<Box<DebugSettings>>,
     debugger: Option<Debugger>,
+    has_plain_crash_status: bool,
     /// The load of a snapshot has failed.
     failed: bool,
     residency: ResidencyCounter,
@@ -185,6 +186,7 @@ impl Control {
             crash_snapshot: None,
             debug_settings: None,
             debugger: None,
+            has_plain_crash_status: false,
             failed: false,
             residency: ResidencyCounter::default(),
             status_history: StatusHistory::default(),

@@ -38,6 +38,11 @@ pub use signals::{
     SignalFd, block as block_signals, ignore_output_signals, not_ignored, unblock as unblock_signal,
 };
 
+/// Exit status after a triple fault.
+pub const TRIPLE_FAULT: u8 = 120;
+/// Exit status after a failure of KVM, and after a truncation of a file that is mapped as guest memory.
+pub const FAULT: u8 = 121;
+
 /// Time without progress of the reader of the output, after which the end of the VM no longer waits for it.
 pub const OUTPUT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -114,7 +119,8 @@ pub fn run<'a>(
     {
         event_loop.control.save_crash();
     }
-    event_loop.control.end_debugger(debugger_status(&reason));
+    let status = debugger_status(&reason, event_loop.control.has_plain_crash_status());
+    event_loop.control.end_debugger(status);
     // Otherwise the last output of the guest, such as a panic message, would be lost. A signal or the user ends the wait.
     if matches!(reason, ExitReason::Guest(_) | ExitReason::Suspended) {
         event_loop.machine().map(Machine::stop);
@@ -139,11 +145,13 @@ fn exit_reason(reason: StopReason) -> ExitReason {
     }
 }
 
-/// Returns the exit status that gdb shows.
-fn debugger_status(reason: &ExitReason) -> u8 {
+/// Returns the exit status that gdb shows: that of the process. A crash has status 1 if `is_plain`.
+fn debugger_status(reason: &ExitReason, is_plain: bool) -> u8 {
     match reason {
         ExitReason::Guest(StopReason::Power(event)) => event.exit_status(),
-        ExitReason::Guest(StopReason::CpuShutdown { .. } | StopReason::Fault(_)) => 1,
+        ExitReason::Guest(StopReason::CpuShutdown { .. } | StopReason::Fault(_)) if is_plain => 1,
+        ExitReason::Guest(StopReason::CpuShutdown { .. }) => TRIPLE_FAULT,
+        ExitReason::Guest(StopReason::Fault(_)) => FAULT,
         _ => 0,
     }
 }
