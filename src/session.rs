@@ -399,11 +399,7 @@ fn open_debugger(args: &DebugArgs) -> Result<Option<DebugSettings>, Error> {
     };
     let listener = DebugListener::bind(address, args.is_public).map_err(Error::Listen)?;
     let abilities = debugger::probe().map_err(Error::Probe)?;
-    let name = match (listener.path(), listener.port()) {
-        (Some(path), _) => path.display().to_string(),
-        (None, port) => format!(":{}", port.unwrap_or(0)),
-    };
-    print_message(&format!("gdb can attach: target remote {name}"));
+    print_message(&format!("gdb can attach: target remote {listener}"));
     Ok(Some(DebugSettings {
         listener,
         is_running: args.is_running,

@@ -1,7 +1,8 @@
 //! Listener for gdb: a Unix socket or a TCP port.
 
+use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -96,22 +97,6 @@ impl DebugListener {
         }
     }
 
-    /// Returns the path of the Unix socket.
-    pub fn path(&self) -> Option<&Path> {
-        match self {
-            Self::Unix(socket) => Some(socket.path()),
-            Self::Tcp(_) => None,
-        }
-    }
-
-    /// Returns the port, which the kernel has chosen for port 0.
-    pub fn port(&self) -> Option<u16> {
-        match self {
-            Self::Unix(_) => None,
-            Self::Tcp(listener) => listener.local_addr().ok().map(|address| address.port()),
-        }
-    }
-
     /// Accepts a pending debugger.
     ///
     /// # Errors
@@ -121,6 +106,23 @@ impl DebugListener {
         match self {
             Self::Unix(socket) => socket.accept().map(Connection::Unix),
             Self::Tcp(listener) => listener.accept().map(|(stream, _)| Connection::Tcp(stream)),
+        }
+    }
+}
+
+/// The address at which gdb on this host attaches.
+impl fmt::Display for DebugListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(socket) => socket.path().display().fmt(f),
+            // The kernel has chosen the port for port 0.
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(address) if address.ip() == Ipv4Addr::LOCALHOST || address.ip().is_unspecified() => {
+                    write!(f, ":{}", address.port())
+                }
+                Ok(address) => address.fmt(f),
+                Err(_) => Ok(()),
+            },
         }
     }
 }
@@ -194,6 +196,28 @@ impl Stream for &Connection {
         match self {
             Connection::Unix(stream) => (&mut &*stream).write_all(bytes),
             Connection::Tcp(stream) => (&mut &*stream).write_all(bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DebugAddress, DebugListener};
+
+    #[test]
+    fn listener_shows_address_for_gdb() {
+        for (address, shown) in [
+            ("127.0.0.1:0", ":"),
+            ("localhost:0", ":"),
+            ("0.0.0.0:0", ":"),
+            ("127.0.0.2:0", "127.0.0.2:"),
+        ] {
+            let listener = DebugListener::bind(&DebugAddress::Tcp(address.into()), true).unwrap();
+            let DebugListener::Tcp(socket) = &listener else {
+                panic!("{listener:?}")
+            };
+            let port = socket.local_addr().unwrap().port();
+            assert_eq!(listener.to_string(), format!("{shown}{port}"));
         }
     }
 }
