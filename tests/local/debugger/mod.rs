@@ -7,6 +7,7 @@ mod real;
 mod snapshots;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -417,6 +418,52 @@ fn crash_stops_before_the_end() {
     assert!(gdb.ip() > 0);
     assert_eq!(gdb.resume(), "W78");
     vm.running.expect_exit(120);
+}
+
+/// Also a crash that precedes the thread of the debugger.
+#[test]
+fn crash_without_gdb_is_reported_and_waits_for_it() {
+    for _ in 0..8 {
+        report_crash_without_gdb();
+    }
+}
+
+fn report_crash_without_gdb() {
+    let directory = Directory::new();
+    let (image, listener) = (file("crash.elf"), directory.text("gdb"));
+    let mut command = Command::new(program());
+    command
+        .args([
+            "run",
+            &image,
+            "--memory",
+            "16M",
+            "--gdb",
+            &listener,
+            "--gdb-nowait",
+        ])
+        .args(["--", "mmio=1"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = scratch::KillOnDrop(command.spawn().unwrap());
+    let mut lines = BufReader::new(child.0.stderr.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    assert_eq!(
+        next(),
+        format!("mayfly: gdb can attach: target remote {listener}")
+    );
+    let message = next();
+    let mut gdb = Gdb::connect(&directory.path("gdb"));
+    let stop = gdb.request("?");
+    assert!(stop.starts_with("T0b") || stop.starts_with("T05"), "{stop}");
+    let expected = format!(
+        "vCPU 0 has crashed at {:#x} and waits for gdb: target remote {listener}",
+        gdb.ip()
+    );
+    assert!(message.ends_with(&expected), "{message}");
+    gdb.expect_ok("D");
+    assert_eq!(scratch::wait_exit(&mut child.0).code(), Some(121));
 }
 
 #[test]

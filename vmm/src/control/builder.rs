@@ -10,6 +10,7 @@ use crate::arch::{Native, Platform};
 use crate::boot::{Image, Initrd};
 use crate::config::{Bucket, DeviceConfig, DeviceKind, HostMemory, Protocol, SerialTarget, VmConfig, VmSpec};
 use crate::console::SerialEnd;
+use crate::debugger::DebugSettings;
 use crate::machine::{self, DeviceError, Machine, OpenDevice, PreparedVm, open_device};
 use crate::timeline::{Lane, Timeline};
 use crate::vm::{BootFiles, Console, ConsoleError, ConsoleInput, GuestImage, Vm};
@@ -128,15 +129,15 @@ impl VmBuilder {
         Ok(())
     }
 
-    /// Builds the machine and runs its guest, with the VM of `preparation` if it fits. If `is_held`, a debugger releases the vCPUs before
-    /// their first instruction. After an error it can be called again.
+    /// Builds the machine and runs its guest, with the VM of `preparation` if it fits. Unless the settings of a `debugger` let the guest
+    /// run, it releases the vCPUs before their first instruction. After an error it can be called again.
     pub fn start(
         &mut self,
         host: &HostMemory,
         preparation: &mut Option<Preparation>,
         open_console: &mut OpenConsole,
         timeline: &Arc<Timeline>,
-        is_held: bool,
+        debugger: Option<&DebugSettings>,
     ) -> Result<Vm, Error> {
         let Some((image, _)) = &self.boot else {
             return Err(Error::NoKernel);
@@ -156,8 +157,8 @@ impl VmBuilder {
         } = self.serial.open_console(open_console)?;
         let machine = Machine::build(spec, prepared, devices, output, timeline.clone());
         let machine = machine.map_err(Error::Machine)?;
-        if is_held {
-            machine.hold_at_start();
+        if let Some(settings) = debugger {
+            machine.await_debugger(settings.is_running);
         }
         let Some((image, initrd)) = &self.boot else {
             return Err(Error::NoKernel);

@@ -37,12 +37,6 @@ impl Control {
         self.has_plain_crash_status
     }
 
-    /// Returns true if vCPUs must wait for gdb before their first instruction.
-    pub(super) fn waits_for_debugger(&self) -> bool {
-        let settings = self.debug_settings.as_ref();
-        settings.is_some_and(|settings| !settings.is_running)
-    }
-
     /// Starts the debugger of the settings, if there are some, for the VM of `core`.
     pub(super) fn start_debugger(&mut self, core: &Arc<VmCore>) -> Result<(), BeginError> {
         if let Some(settings) = self.debug_settings.take() {

@@ -351,7 +351,6 @@ impl Control {
     /// # Errors
     /// [`Error`]
     pub fn start(&mut self) -> Result<(), Error> {
-        let is_held = self.waits_for_debugger();
         let Instance::NotStarted(builder) = &mut self.instance else {
             return Err(Error::AfterStart);
         };
@@ -361,7 +360,7 @@ impl Control {
             prepared,
             &mut self.open_console,
             &self.timeline,
-            is_held,
+            self.debug_settings.as_deref(),
         );
         // Cleared, so that a client that repeats a failing start cannot grow the timeline.
         let vm = started.inspect_err(|_| self.timeline.clear())?;
@@ -442,8 +441,8 @@ impl Control {
         let restricted = vm.machine().restrict();
         self.failed |= restricted.is_err();
         restricted.map_err(LoadSnapshotError::Machine)?;
-        if self.waits_for_debugger() {
-            vm.machine().hold_at_start();
+        if let Some(settings) = &self.debug_settings {
+            vm.machine().await_debugger(settings.is_running);
         }
         self.start_debugger(vm.core())
             .map_err(LoadSnapshotError::Thread)?;

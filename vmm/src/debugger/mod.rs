@@ -122,6 +122,8 @@ impl Debugger {
             let machine = shared.core.machine();
             // By the thread, so that a machine whose debugger could not start is unchanged.
             machine.set_debugger_wake(vcpu_wake);
+            // A crash may have preceded it.
+            let _ = shared.wake.write(1);
             if let Err(error) = server.run(listener, abilities) {
                 log::error!("the debugger ends: {error}");
                 machine.expect_debugger(false);
@@ -212,7 +214,6 @@ impl Server {
         add(self.0.shared.wake.as_raw_fd(), WAKE)?;
         if let Some(listener) = &listener {
             add(listener.as_raw_fd(), LISTENER)?;
-            self.0.shared.core.machine().expect_debugger(true);
         }
         let (mut timeout, mut is_logged) = (-1, false);
         loop {
@@ -250,19 +251,28 @@ impl Server {
                     }
                     (connection, abilities)
                 }
-                _ => {
-                    let _ = self.0.shared.wake.read();
-                    match self.0.orders.try_receive() {
-                        Ok(Order::Attach(stream, abilities)) => (Connection::Unix(stream), abilities),
-                        Ok(Order::End(_)) => return Ok(()),
-                        Err(_) => continue,
-                    }
-                }
+                _ => match self.take_order(listener.as_ref()) {
+                    Some(Order::Attach(stream, abilities)) => (Connection::Unix(stream), abilities),
+                    Some(Order::End(_)) => return Ok(()),
+                    None => continue,
+                },
             };
             if self.serve(connection, abilities, listener.is_some())? == SessionEnd::Ended {
                 return Ok(());
             }
         }
+    }
+
+    /// Takes an order. Without one, a vCPU has woken the thread: reports a crash that waits for a debugger at `listener`.
+    fn take_order(&self, listener: Option<&DebugListener>) -> Option<Order> {
+        let _ = self.0.shared.wake.read();
+        let order = self.0.orders.try_receive().ok();
+        let crash = self.0.shared.core.machine().waiting_crash();
+        if let (None, Some((vcpu, ip)), Some(listener)) = (&order, crash, listener) {
+            let place = ip.map(|ip| format!(" at {ip:#x}")).unwrap_or_default();
+            log::warn!("vCPU {vcpu} has crashed{place} and waits for gdb: target remote {listener}");
+        }
+        order
     }
 
     /// Serves gdb on `connection` from its attach to its detach. With `has_listener`, a crash of the guest waits for the next debugger.

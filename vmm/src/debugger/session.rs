@@ -381,7 +381,7 @@ impl Debuggee for VmDebuggee<'_> {
         self.stops.retain(|(_, stop)| {
             matches!(
                 stop,
-                DebugStop::Crash | DebugStop::Exit(DebugExit::WatchIndex(_) | DebugExit::WatchAddress(_))
+                DebugStop::Crash(_) | DebugStop::Exit(DebugExit::WatchIndex(_) | DebugExit::WatchAddress(_))
             )
         });
         if !self.stops.is_empty() {
@@ -420,7 +420,7 @@ impl Debuggee for VmDebuggee<'_> {
             self.collect_stops();
             let vcpu = usize::from(id);
             let kind = match stop {
-                DebugStop::Crash => Some(StopKind::Crash),
+                DebugStop::Crash(_) => Some(StopKind::Crash),
                 DebugStop::Exit(exit) => self.stop_kind(vcpu, exit),
             };
             if let Some(kind) = kind {

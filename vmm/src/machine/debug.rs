@@ -15,9 +15,13 @@ use crate::channel::channel;
 use crate::vcpu::{DebugStop, StopReason, ThreadSet, VcpuThread};
 
 impl Machine {
-    /// Holds the vCPUs of a machine that has not run yet, until [`release_vcpus`](Self::release_vcpus).
-    pub(crate) fn hold_at_start(&self) {
-        self.shared.gate.hold(ThreadSet::ALL_VCPUS);
+    /// Keeps a crash of a machine that has not run yet for the debugger. Unless `is_running`, holds its vCPUs until
+    /// [`release_vcpus`](Self::release_vcpus).
+    pub(crate) fn await_debugger(&self, is_running: bool) {
+        self.expect_debugger(true);
+        if !is_running {
+            self.shared.gate.hold(ThreadSet::ALL_VCPUS);
+        }
     }
 
     /// Returns true while a debugger holds vCPUs.
@@ -38,6 +42,11 @@ impl Machine {
     /// Takes the oldest stop of a vCPU.
     pub(crate) fn take_debug_stop(&self) -> Option<(u8, DebugStop)> {
         self.shared.debug.take()
+    }
+
+    /// Returns the vCPU and the instruction pointer of a crash that waits for the debugger.
+    pub(crate) fn waiting_crash(&self) -> Option<(u8, Option<u64>)> {
+        self.shared.debug.latest_crash()
     }
 
     /// Stops all vCPUs, and waits until they are outside the guest. Returns the threads that do not stop.

@@ -14,8 +14,8 @@ use crate::arch::DebugExit;
 pub enum DebugStop {
     /// KVM_EXIT_DEBUG.
     Exit(DebugExit),
-    /// The guest ends: it cannot handle an exception, or KVM cannot run it.
-    Crash,
+    /// The guest ends: it cannot handle an exception, or KVM cannot run it. With the instruction pointer, if that is known.
+    Crash(Option<u64>),
 }
 
 /// Stops of the vCPUs of a machine, from their threads to the thread of the debugger.
@@ -50,6 +50,14 @@ impl DebugEvents {
         lock(&self.stops).push_back((id, stop));
         // Fails only if the counter is at its maximum, and then the eventfd is readable.
         let _ = self.wake.get().map(|wake| wake.write(1));
+    }
+
+    /// Returns the vCPU and the instruction pointer of the latest stop, if that is a crash.
+    pub fn latest_crash(&self) -> Option<(u8, Option<u64>)> {
+        match lock(&self.stops).back()? {
+            (id, DebugStop::Crash(ip)) => Some((*id, *ip)),
+            _ => None,
+        }
     }
 
     /// Takes the oldest stop.

@@ -356,7 +356,8 @@ impl VcpuRunner {
     #[inline(never)]
     fn hold_crash(&self, vcpu: &mut VcpuFd, reason: &StopReason) {
         let is_crash = matches!(reason, StopReason::CpuShutdown { .. } | StopReason::Fault(_));
-        if !is_crash || !self.stop_for_debugger(DebugStop::Crash) {
+        let ip = reason.location().map(|at| at.ip);
+        if !is_crash || !self.stop_for_debugger(DebugStop::Crash(ip)) {
             return;
         }
         self.shared.gate.wait(ThreadSet::vcpu(self.id), || {
