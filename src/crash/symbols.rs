@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt;
 use vmm::boot::elf::{self, MAGIC};
 use vmm::boot::file::HeaderFields;
 
+use crate::printable::printable;
+
 const PT_LOAD: u32 = 1;
 /// Flag of an executable segment.
 const PF_X: u32 = 1;
@@ -317,7 +319,8 @@ impl<'a> Symbols<'a> {
             length.min(MAX_NAME),
         )?;
         let name = bytes.split(|byte| *byte == 0).next()?;
-        Some(String::from_utf8_lossy(name).into_owned())
+        // A message has a line of its own for each function.
+        Some(printable(&String::from_utf8_lossy(name)))
     }
 
     /// Returns the segments that are loaded.
@@ -719,6 +722,13 @@ mod tests {
             &[CODE],
         );
         assert_eq!(found[0].as_ref().unwrap().frame, None);
+    }
+
+    #[test]
+    fn name_cannot_add_lines() {
+        let symbols = [("a\nmayfly: \x1b[2J", GLOBAL_FUNCTION, CODE, 1)];
+        let found = find(&elf(EM_X86_64, &[0x90], &symbols), &[CODE]);
+        assert_eq!(found, [symbol(r"a\nmayfly: \u{1b}[2J", 0, None)]);
     }
 
     /// Opens `image` with `length` bytes.
