@@ -1,7 +1,9 @@
 //! Attach to a running VM by its API socket.
 
 use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use super::client::{Gdb, Stream};
 use crate::api::http::NO_CONTENT;
@@ -187,4 +189,39 @@ fn crash_of_process_like_firecracker_has_its_status() {
     assert!(stop.starts_with("T0b"), "{stop}");
     assert_eq!(gdb.resume(), "W01");
     process.expect_exit(1);
+}
+
+/// The thread of the debugger finds the orders to attach and to end together: otherwise the end waits a second for it.
+#[test]
+fn vm_ends_while_gdb_attaches() {
+    let end = || {
+        let mut process = ApiProcess::start();
+        process.set_kernel("loop.elf");
+        process.run_action("InstanceStart");
+        process.expect("looping\n");
+        let mut stream = UnixStream::connect(process.socket()).unwrap();
+        write!(stream, "GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+        // The event loop finds the request and the signal together, in this order.
+        process.signal(libc::SIGSTOP);
+        let header = "PUT /vm/debugger HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: gdb\r\nContent-Length: ";
+        write!(
+            stream,
+            "{header}{}\r\n\r\n{}",
+            super::IN_MEMORY.len(),
+            super::IN_MEMORY
+        )
+        .unwrap();
+        process.signal(libc::SIGTERM);
+        let start = Instant::now();
+        process.signal(libc::SIGCONT);
+        process.end_by(libc::SIGTERM);
+        start.elapsed()
+    };
+    let times: Vec<_> = (0..8).map(|_| end()).collect();
+    // The shortest: the host may delay some of them.
+    assert!(
+        times.iter().any(|time| *time < Duration::from_millis(900)),
+        "{times:?}"
+    );
 }

@@ -90,6 +90,8 @@ impl<'a> VmDebuggee<'a> {
             is_running: false,
             ended: None,
         };
+        // The eventfd was read for the order to attach; that to end may have come with it.
+        debuggee.receive_orders();
         // A crash before the attach is the first stop.
         debuggee.collect_stops();
         Ok(Ok(debuggee))
