@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 use std::thread;
+use std::time::Duration;
 
 use scratch::{Directory, Requirement};
 use vmm::arch::{Architecture, Native, Platform};
