@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use scratch::KillDaemon;
@@ -38,6 +39,9 @@ fn jail_of_ended_vmm_needs_force() {
                 host.start_in_background("vm1", options).0
             };
             scratch::wait_until("the end of the VMM", || !has_threads(pid));
+            // The kernel closes it last. The next start would take it for that of the new VMM.
+            let socket = host.root("vm1").join("run/api.sock");
+            scratch::wait_until("the end of its socket", || UnixStream::connect(&socket).is_err());
             fs::write(host.root("vm1").join("kernel"), "of the user").unwrap();
             let before = tree(&host.base);
             let text = host.fail(&mut host.command("vm1", options));
