@@ -57,12 +57,17 @@ pub enum Error {
 pub fn create(args: &SnapshotArgs) -> Result<(), Error> {
     let vm = VmClient::new(&args.socket);
     let is_running = vm.is_running().map_err(Error::Vm)?;
+    let is_new = !args.directory.exists();
     let directory = create_directory(&args.directory)?;
     // An interrupted command would leave the VM paused.
     let _signals = HeldSignals::hold();
     let kind = if args.diff { "Diff" } else { "Full" };
     let (state, memory) = (directory.join(STATE_NAME), directory.join(MEMORY_NAME));
     let created = vm.create_snapshot(is_running, kind, &state, &memory);
+    if created.is_err() && is_new {
+        // Fails if another process has put a file into it.
+        let _ = fs::remove_dir(&directory);
+    }
     created.map_err(Error::Vm)?;
     let size = fs::metadata(&memory).map_or(0, |metadata| metadata.blocks() * 512);
     print_message(&format!(

@@ -9,8 +9,10 @@ mod working_set;
 
 pub use working_set::hide_proc;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Output};
 
 use super::served::{ApiProcess, Directory};
@@ -154,6 +156,23 @@ fn paused_clone_waits_for_resume() {
     run_ok(&["ctl", "--api-sock", &socket, "resume"]);
     expect_ticks(&mut clone, 3);
     clone.terminate();
+}
+
+/// A new directory does not stay behind, and the VM runs on.
+#[test]
+fn failed_snapshot_leaves_no_directory() {
+    let mut vm = start("ticker.elf");
+    let socket = vm.directory.text("api.sock");
+    let directory = Directory::new();
+    let path = directory.root().join(OsStr::from_bytes(b"\xff"));
+    let mut command = command_with_timeout();
+    command.arg("snapshot").arg(&path).args(["--api-sock", &socket]);
+    let output = scratch::run(&mut command);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("the path is not UTF-8"), "{stderr}");
+    assert!(!path.exists());
+    expect_ticks(&mut vm, 1);
 }
 
 #[test]
