@@ -1,7 +1,7 @@
 //! Errors for a missing or inaccessible `/dev/kvm`.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chroot};
+use std::os::unix::fs::{PermissionsExt, chown, chroot};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -82,10 +82,19 @@ fn inaccessible_device_is_reported() {
     let directory = bare_root();
     let root = directory.root();
     fs::create_dir(root.join("dev")).unwrap();
-    make_node(&root.join("dev/kvm"), 0o600, KVM);
+    let device = root.join("dev/kvm");
+    make_node(&device, 0o660, KVM);
+    // The user keeps the group of root.
+    chown(&device, None, Some(65533)).unwrap();
     let stderr = expect_error(&demo(root, Some(65534)));
     assert!(
         stderr.contains("cannot open /dev/kvm: permission denied; join the group"),
+        "{stderr}"
+    );
+    fs::set_permissions(&device, fs::Permissions::from_mode(0o600)).unwrap();
+    let stderr = expect_error(&demo(root, Some(65534)));
+    assert!(
+        stderr.contains("cannot open /dev/kvm: permission denied, also to its group; run chgrp kvm /dev/kvm"),
         "{stderr}"
     );
 }

@@ -4,7 +4,6 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,8 +23,6 @@ pub const NECESSARY: [&str; 2] = ["kvm", "vm"];
 
 /// Bit of `CAP_NET_ADMIN` in a set of capabilities (capabilities(7)).
 const NET_ADMIN: u32 = 12;
-/// Access of the group to read and write, in the mode of a file.
-const GROUP_ACCESS: u32 = 0o060;
 /// Search path of execvp(3) without PATH.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// Root of the cgroup file system.
@@ -100,22 +97,9 @@ fn check_kvm() -> Check {
         ),
         Err(error) => {
             let (detail, remedy) = split_message(&ErrorChain(&error).to_string());
-            let mode = fs::metadata("/dev/kvm").map(|metadata| metadata.mode());
-            let remedy = match (&error, mode) {
-                (kvm::Error::Permission, Ok(mode)) => permission_remedy(mode).map_or(remedy, str::to_owned),
-                _ => remedy,
-            };
             Check::missing("kvm", detail, remedy)
         }
     }
-}
-
-/// Returns the remedy for a `/dev/kvm` of `mode` that its group cannot open either.
-fn permission_remedy(mode: u32) -> Option<&'static str> {
-    let has_group = mode & GROUP_ACCESS == GROUP_ACCESS;
-    (!has_group).then_some(
-        "its group has no access: run chgrp kvm /dev/kvm and chmod 660 /dev/kvm as root, then join the group; or run as root",
-    )
 }
 
 /// Creates a VM as a start does, with memory, interrupt controllers and a vCPU.
@@ -407,8 +391,7 @@ mod tests {
 
     use super::{
         Check, State, check_cgroups, check_huge_pages, check_io_uring, check_landlock, check_memory,
-        check_passt, check_rights, check_seccomp, check_tun, find_program, has_default_route,
-        permission_remedy, split_message,
+        check_passt, check_rights, check_seccomp, check_tun, find_program, has_default_route, split_message,
     };
 
     fn denied<T>() -> io::Result<T> {
@@ -511,14 +494,6 @@ mod tests {
             State::Limited,
             "default route",
         );
-    }
-
-    #[test]
-    fn group_without_access_is_no_remedy() {
-        assert_eq!(permission_remedy(0o020_660), None);
-        for mode in [0o020_600, 0o020_640, 0o020_620] {
-            assert!(permission_remedy(mode).unwrap().contains("chmod 660"), "{mode:o}");
-        }
     }
 
     #[test]

@@ -7,7 +7,9 @@ pub(crate) mod sample_timer;
 pub mod slots;
 pub(crate) mod statistics;
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -18,6 +20,9 @@ pub(crate) use statistics::Statistics;
 
 /// KVM API version, constant since Linux 2.6.22 (KVM API §4.1).
 const API_VERSION: i32 = 12;
+
+/// Access of the group to read and write, in the mode of a file.
+const GROUP_ACCESS: u32 = 0o060;
 
 /// Error of a KVM call on the system or VM file descriptor.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +38,12 @@ pub enum Error {
         "cannot open /dev/kvm: permission denied; join the group that owns it (usually kvm), or run as root"
     )]
     Permission,
+    /// Access to the device file is denied, to its group too.
+    #[error(
+        "cannot open /dev/kvm: permission denied, also to its group; run chgrp kvm /dev/kvm and chmod 660 /dev/kvm as root, then join \
+         the group, or run as root"
+    )]
+    GroupPermission,
     /// The device file could not be opened for another reason.
     #[error("cannot open /dev/kvm")]
     Open(#[source] io::Error),
@@ -82,21 +93,26 @@ pub(crate) fn failed(call: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) 
 /// Opens `/dev/kvm` and checks that it has `capabilities`.
 ///
 /// # Errors
-/// [`Error::Missing`], [`Error::Permission`] or [`Error::Open`] if `open` fails, otherwise [`Error::Version`] or
+/// [`Error::Missing`], [`Error::Permission`], [`Error::GroupPermission`] or [`Error::Open`] if `open` fails, otherwise [`Error::Version`] or
 /// [`Error::Capability`].
 pub fn open(capabilities: &[Cap]) -> Result<Kvm, Error> {
-    let kvm = Kvm::new().map_err(|error| open_error(cause(error)))?;
+    let mode = || fs::metadata("/dev/kvm").ok().map(|metadata| metadata.mode());
+    let kvm = Kvm::new().map_err(|error| open_error(cause(error), mode))?;
     check(kvm.get_api_version(), capabilities, |capability| {
         kvm.check_extension(capability)
     })?;
     Ok(kvm)
 }
 
-fn open_error(error: io::Error) -> Error {
+/// Returns the error of an open of the device file, whose mode `mode` returns if it is known.
+fn open_error(error: io::Error, mode: impl FnOnce() -> Option<u32>) -> Error {
     match error.kind() {
         _ if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) => Error::Missing,
         io::ErrorKind::NotFound => Error::Missing,
-        io::ErrorKind::PermissionDenied => Error::Permission,
+        io::ErrorKind::PermissionDenied => match mode() {
+            Some(mode) if mode & GROUP_ACCESS != GROUP_ACCESS => Error::GroupPermission,
+            _ => Error::Permission,
+        },
         _ => Error::Open(error),
     }
 }
@@ -166,8 +182,19 @@ mod tests {
             ),
             (libc::EMFILE, "cannot open /dev/kvm"),
         ] {
-            let error = open_error(io::Error::from_raw_os_error(errno)).to_string();
+            let error = open_error(io::Error::from_raw_os_error(errno), || None).to_string();
             assert!(error.starts_with(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn group_without_access_is_no_remedy() {
+        let denied = |mode| open_error(io::Error::from_raw_os_error(libc::EACCES), || Some(mode));
+        assert!(matches!(denied(0o020_660), Error::Permission));
+        for mode in [0o020_600, 0o020_640, 0o020_620] {
+            let error = denied(mode);
+            assert!(matches!(error, Error::GroupPermission), "{mode:o}");
+            assert!(error.to_string().contains("chmod 660"), "{error}");
         }
     }
 
