@@ -73,7 +73,8 @@ fn create_persistent_tap(name: &str, flags: libc::c_int, owner: Option<libc::c_u
     check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETPERSIST, persist) })
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
+/// Returns the error of a system call with this `result`, if there is one.
+pub fn check(result: libc::c_int) -> io::Result<()> {
     match result {
         0.. => Ok(()),
         _ => Err(io::Error::last_os_error()),

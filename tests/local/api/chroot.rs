@@ -13,6 +13,7 @@ use super::http::NO_CONTENT;
 use super::served::{ApiProcess, Directory, PAUSED, count_ticks, expect_progress};
 use crate::access::{KVM, make_node};
 use crate::guests::{file, program};
+use crate::network::check;
 
 const UNPRIVILEGED: u32 = 65534;
 /// Device nodes in /dev: path and device number.
@@ -22,14 +23,6 @@ const DEVICES: [(&str, (u32, u32)); 4] = [
     ("kvm", KVM),
     ("net/tun", (10, 200)),
 ];
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
 
 /// Mounts `source` at `target` with `options` of the file system.
 pub fn mount(source: &Path, target: &Path, kind: &CStr, flags: libc::c_ulong, options: &CStr) {

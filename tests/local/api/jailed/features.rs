@@ -13,7 +13,7 @@ use super::super::served::{ApiProcess, Directory, PAUSED, RESUMED, connect};
 use super::super::uffd::FaultHandler;
 use super::Jails;
 use crate::guests::{file, program};
-use crate::network::{create_tap, fetch, ping, run_command};
+use crate::network::{create_tap, fetch, ping, repeat_arp, run_command};
 
 /// User and group of the VMM.
 const USER: u32 = 1000;
@@ -237,7 +237,7 @@ fn create_user_tap() {
     create_tap("tap0", 0, Some(USER.into()));
     run_command("ip addr add 10.0.0.1/24 dev tap0");
     run_command("ip link set tap0 up");
-    fs::write("/proc/sys/net/ipv4/neigh/tap0/mcast_solicit", "60").unwrap();
+    repeat_arp("tap0");
 }
 
 #[test]
