@@ -93,7 +93,7 @@ pub struct Isolation {
 /// Settings of the process, from [`Isolation`].
 struct Settings {
     /// Program of each role, or `None` without filters. A role with an empty program has that of its creator.
-    programs: Option<[&'static [sock_filter]; 5]>,
+    programs: Option<[&'static [sock_filter]; custom::NAMES.len()]>,
     keep_capabilities: bool,
     files: FileRules,
 }

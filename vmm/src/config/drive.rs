@@ -160,7 +160,7 @@ impl FromStr for DriveConfig {
             operations: limits.operations,
         };
         options.finish(
-            &["ro", "shared", "cache", "engine", "id", "bandwidth", "ops"],
+            &[&["ro", "shared", "cache", "engine", "id", "bandwidth", "ops"]],
             "ro, shared, cache, engine, id, bandwidth and ops",
         )?;
         Ok(Self {

@@ -106,7 +106,7 @@ impl FromStr for NetOverride {
         let mut request = take_addresses(&mut options)?;
         request.mac = take_mac(&mut options, "mac")?;
         options.finish(
-            &OVERRIDE_OPTIONS,
+            &[&OVERRIDE_OPTIONS],
             "guest-ip, ip, guest-mac, mac, pass, and tcp, udp, address and gateway of user: a load keeps the others",
         )?;
         Ok(Self {
@@ -268,7 +268,7 @@ impl FromStr for NetConfig {
         let transmit = options.take_limits("tx-bandwidth", "tx-ops")?;
         let id = options.take_value("id").unwrap_or_default();
         options.finish(
-            &[&OVERRIDE_OPTIONS[..], &OWN_OPTIONS].concat(),
+            &[&OVERRIDE_OPTIONS, &OWN_OPTIONS],
             "id, mac, mtu, rx-bandwidth, rx-ops, tx-bandwidth, tx-ops, guest-ip, ip, guest-mac, pass, and tcp, udp, address and gateway of user",
         )?;
         let addresses = request.check(&AddressNames::OPTIONS)?;

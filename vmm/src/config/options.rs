@@ -190,14 +190,16 @@ impl Options {
         }
     }
 
-    /// Fails if an option remains. `names` are the options that exist, and `known` the text that names them.
-    pub fn finish(self, names: &[&str], known: &'static str) -> Result<(), Error> {
+    /// Fails if an option remains. `names` are lists of the options that exist, and `known` the text that names them.
+    pub fn finish(self, names: &[&[&str]], known: &'static str) -> Result<(), Error> {
         match self.rest.into_iter().next() {
             None => Ok(()),
-            Some((name, value)) if names.contains(&name.as_str()) => Err(match value {
-                Some(_) => Error::Flag(name),
-                None => Error::NoValue(name),
-            }),
+            Some((name, value)) if names.iter().any(|names| names.contains(&name.as_str())) => {
+                Err(match value {
+                    Some(_) => Error::Flag(name),
+                    None => Error::NoValue(name),
+                })
+            }
             Some((name, _)) => Err(Error::Unknown { name, known }),
         }
     }

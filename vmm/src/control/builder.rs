@@ -129,8 +129,8 @@ impl VmBuilder {
         Ok(())
     }
 
-    /// Builds the machine and runs its guest, with the VM of `preparation` if it fits. Unless the settings of a `debugger` let the guest
-    /// run, it releases the vCPUs before their first instruction. After an error it can be called again.
+    /// Builds the machine and runs its guest, with the VM of `preparation` if it fits. With settings of a `debugger`, the VM waits
+    /// for it: at a crash, and before the first instruction unless the guest is to run. After an error it can be called again.
     pub fn start(
         &mut self,
         host: &HostMemory,
