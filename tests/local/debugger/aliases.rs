@@ -22,6 +22,8 @@ fn start() -> ApiProcess {
     command.args(["--api-sock", &directory.text("api.sock")]);
     let mut process = ApiProcess::spawn(directory, command.args(["--", "wait=1"]));
     process.expect("crashing\n");
+    // It prints before the loop.
+    wait_vcpu_time(process.id(), Duration::from_millis(50));
     process
 }
 
